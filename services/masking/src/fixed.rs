@@ -116,6 +116,24 @@ mod tests {
     }
 
     #[test]
+    fn tl_17_half_a_step_of_each_value_is_left_for_its_rounding() {
+        let most = f64::from(i32::MAX);
+        // The rounded value may be the largest word, and no more.
+        assert_eq!(FixedPoint::new(most - 0.5, 1).step(), 1.0);
+        assert_eq!(FixedPoint::new(most - 0.25, 1).step(), 2.0);
+        assert_eq!(FixedPoint::new((most - 1.0) / 2.0, 2).step(), 1.0);
+        assert_eq!(FixedPoint::new((most - 0.5) / 2.0, 2).step(), 2.0);
+    }
+
+    #[test]
+    fn tl_17_a_grid_needs_a_largest_value_and_a_unit() {
+        for (largest, units) in [(0.0, 1), (-1.0, 1), (f64::INFINITY, 1), (1.0, 0)] {
+            let made = std::panic::catch_unwind(|| FixedPoint::new(largest, units));
+            assert!(made.is_err(), "{largest} {units}");
+        }
+    }
+
+    #[test]
     fn tl_17_a_value_out_of_range_is_an_error_and_never_wraps() {
         let fixed = FixedPoint::new(0.5, 3);
         assert!(word(&fixed, 0.5).is_ok() && word(&fixed, -0.5).is_ok());

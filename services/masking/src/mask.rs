@@ -246,6 +246,13 @@ mod tests {
     }
 
     #[test]
+    fn tl_17_of_two_workers_the_one_with_the_lower_unit_adds_their_mask() {
+        let (low, high) = (UnitIndex(4), UnitIndex(7));
+        assert_eq!(pair_sign(low, high), Sign::Add);
+        assert_eq!(pair_sign(high, low), Sign::Subtract);
+    }
+
+    #[test]
     fn tl_17_a_long_chunk_is_one_stream_and_each_chunk_another() {
         let key = own_key(&Digest::of(b"a cohort"), &[3; 32], UnitIndex(0));
         let mut long = vec![0; BLOCK_BYTES + 40];

@@ -567,6 +567,27 @@ fn outcome<T>(result: &Result<T, ObjectError>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::endpoint::Trust;
+
+    #[test]
+    fn only_an_error_of_a_store_that_is_away_says_that_it_gave_no_answer() {
+        let endpoint = Endpoint::new("http://127.0.0.1:1", "r", Trust::PlainLoopback).unwrap();
+        let probe = Probe::new(&endpoint, &StoreKeys::generate()).unwrap();
+        let [during, reason, what] = ["a try", "it is away", "an object"].map(str::to_owned);
+        for (answer, silent) in [
+            (Ok(()), false),
+            (Err(ObjectError::Missing { what }), false),
+            (Err(ObjectError::Unreachable { during, reason }), true),
+        ] {
+            let said = answer.as_ref().err().map(ToString::to_string);
+            assert_eq!(
+                probe.heard(answer).err().map(|error| error.to_string()),
+                said
+            );
+            let noted = probe.unanswered.reason().clone();
+            assert_eq!(noted, said.filter(|_| silent));
+        }
+    }
 
     #[test]
     fn altered_bytes_differ_and_are_as_many() {

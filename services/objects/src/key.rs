@@ -151,8 +151,8 @@ impl HolderTag {
 
     fn of_key(key: &str) -> Self {
         let digest = Digest::of(key.as_bytes());
-        let first = digest.as_bytes().iter().take(8);
-        Self(first.fold(0, |tag, byte| (tag << 8) | u64::from(*byte)))
+        let first = digest.as_bytes().first_chunk();
+        Self(u64::from_be_bytes(*first.expect("a digest has 32 bytes")))
     }
 
     /// The holder that a grant names; none for a grant that names none, or that is written in
@@ -421,6 +421,12 @@ mod tests {
         let tag = HolderTag::of_worker(&worker(1));
         assert_eq!(tag, HolderTag::of(&worker(1).as_str().parse().unwrap()));
         assert_ne!(tag, HolderTag::of_worker(&worker(2)));
+        let hex = Digest::of(worker(1).as_str().as_bytes()).hex();
+        assert_eq!(
+            tag.to_string(),
+            hex[..TAG_DIGITS],
+            "as much as fits of the digest"
+        );
         assert_eq!(HolderTag::of_grant(&tag.grant(7)), Some(tag));
         assert_eq!(tag.grant(7), format!("{:016x}0000000000000007", tag.get()));
         let name = format!("acme_demo.{tag}");
@@ -457,6 +463,28 @@ mod tests {
         ] {
             assert_eq!(HolderTag::of_grant(&grant), None, "{grant}");
         }
+    }
+
+    #[test]
+    fn a_key_names_run_worker_and_lease_and_that_of_an_import_none() {
+        let (run, id, digest) = (
+            "demo".parse::<RunId>().unwrap(),
+            worker(3),
+            Digest::of(b"x"),
+        );
+        let (kind, index) = (UnitKind::Train, UnitIndex(4));
+        let round = Round(5);
+        let unit = UnitId { round, kind, index };
+        let lease = LeaseRef {
+            unit,
+            epoch: Epoch(6),
+        };
+        let key = IncomingKey::worker(&run, lease, &id, digest);
+        assert_eq!((key.run(), key.uploader()), (Some(&run), Some(&id)));
+        assert_eq!((key.lease(), key.digest()), (Some(lease), digest));
+        let import = IncomingKey::operator(&id.as_str().parse().unwrap(), digest);
+        assert_eq!((import.run(), import.uploader()), (None, None));
+        assert_eq!((import.lease(), import.digest()), (None, digest));
     }
 
     #[test]

@@ -429,6 +429,11 @@ mod tests {
             "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0="
         );
         assert_eq!(action.expires_at, UnixMillis(1_700_000_060_000));
+        assert!(
+            action.href.contains("&X-Amz-Expires=60&"),
+            "{}",
+            action.href
+        );
     }
 
     #[test]

@@ -78,3 +78,29 @@ impl Regrant for BlobReader {
         Ok(self.grant(digest))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Trust;
+    use crate::stub::{self, answer};
+
+    #[tokio::test]
+    async fn a_store_that_is_busy_for_a_moment_is_asked_again() {
+        let close = "connection: close\r\n";
+        let busy = answer("503 Service Unavailable", close, "");
+        let address = stub::serve(vec![busy, answer("200 OK", close, "bytes")]).await;
+        let url = format!("http://{address}");
+        let endpoint = Endpoint::new(&url, "us-east-1", Trust::PlainLoopback).unwrap();
+        let limits = TransferLimits {
+            pause_first: Duration::from_millis(1),
+            pause_max: Duration::from_millis(2),
+            ..TransferLimits::default()
+        };
+        let patience = Duration::from_secs(10);
+        let key = AccessKey::generate();
+        let reader = BlobReader::new(&endpoint, &key, limits, patience).unwrap();
+        let read = reader.get(ObjectRef::of(b"bytes")).await;
+        assert_eq!(read.unwrap(), Bytes::from_static(b"bytes"));
+    }
+}

@@ -139,6 +139,18 @@ mod tests {
     }
 
     #[test]
+    fn tl_16_a_budget_that_lasts_for_no_disclosure_is_refused() {
+        let mut privacy = privacy(1.0, 1e-5);
+        privacy.epsilon = 4.7;
+        let refused = check_budget(&privacy).expect_err("one costs more than 4.7");
+        assert_eq!(refused.code, Code::PrivacyUnfit);
+        privacy.epsilon = epsilon(&privacy, 1);
+        assert_eq!(check_budget(&privacy).ok(), Some(1));
+        privacy.epsilon = epsilon(&privacy, 5);
+        assert_eq!(check_budget(&privacy).ok(), Some(5));
+    }
+
+    #[test]
     fn nothing_disclosured_costs_nothing_and_each_disclosure_costs_more() {
         let privacy = privacy(1000.0, 1e-2);
         assert_eq!(epsilon(&privacy, 0), 0.0);

@@ -251,6 +251,31 @@ mod tests {
     }
 
     #[test]
+    fn tl_16_the_difference_of_the_weights_is_measured_cut_and_noised() {
+        let (base, local) = ([0.75, -0.25, 0.5], [0.25, 0.25, 0.125]);
+        let mut norm = SquaredNorm::default();
+        norm.add(&base, &local);
+        assert_eq!(norm, SquaredNorm(0.25 + 0.25 + 0.375 * 0.375));
+        let noising = noising(&base, &local, 5);
+        let noise = DiscreteGaussian::new(GRID_BITS);
+        let mut random = ChaCha20Rng::from_seed([5; 32]);
+        random.set_stream(0);
+        let expected = [0.5, -0.5, 0.375].map(|difference| {
+            let steps = noising.cut(difference) + noise.draw(&mut random);
+            (steps as f64 * noising.grid) as f32
+        });
+        assert_eq!(applied(&noising, &base, &local), expected);
+    }
+
+    #[test]
+    fn tl_16_a_noising_that_is_printed_shows_no_seed() {
+        let noising = noising(&[0.3], &[0.0], 77);
+        let (steps, grid) = (noising.steps, noising.grid);
+        let expected = format!("Noising {{ steps: {steps:?}, grid: {grid:?}, .. }}");
+        assert_eq!(format!("{noising:?}"), expected);
+    }
+
+    #[test]
     fn a_contribution_without_a_norm_is_refused() {
         for value in [f32::NAN, f32::INFINITY] {
             let mut norm = SquaredNorm::default();

@@ -49,3 +49,67 @@ impl RoundDisclosures {
         Self { by_worker, by_unit }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(letter: char) -> WorkerId {
+        let name = format!("U{}", letter.to_string().repeat(55));
+        name.parse().expect("the form of a worker's key")
+    }
+
+    #[test]
+    fn tl_16_a_round_costs_as_many_disclosures_as_its_busiest_worker_or_unit() {
+        let (one, two) = (worker('A'), worker('B'));
+        let mut round = RoundDisclosures::default();
+        assert_eq!(round.cost(), 0);
+        assert_eq!(round.cost_with(&one, UnitIndex(0)), 1);
+
+        // Two workers, each with a unit of its own.
+        round.granted(&one, UnitIndex(0));
+        round.granted(&two, UnitIndex(1));
+        assert_eq!(round.cost(), 1);
+        assert_eq!(
+            round.cost_with(&one, UnitIndex(2)),
+            2,
+            "another of a worker"
+        );
+        assert_eq!(
+            round.cost_with(&worker('C'), UnitIndex(1)),
+            2,
+            "a unit again"
+        );
+        assert_eq!(round.cost_with(&worker('C'), UnitIndex(2)), 1);
+
+        // One worker has three units.
+        round.granted(&one, UnitIndex(2));
+        round.granted(&one, UnitIndex(3));
+        assert_eq!(round.cost(), 3);
+        assert_eq!(
+            round.cost_with(&two, UnitIndex(1)),
+            3,
+            "the other still leads"
+        );
+        assert_eq!(round.cost_with(&one, UnitIndex(4)), 4);
+
+        // One unit was issued to four workers.
+        for letter in ['C', 'D', 'E'] {
+            round.granted(&worker(letter), UnitIndex(1));
+        }
+        assert_eq!(round.cost(), 4);
+        assert_eq!(round.cost_with(&worker('F'), UnitIndex(1)), 5);
+    }
+
+    #[test]
+    fn tl_16_the_counts_of_a_round_make_it_again() {
+        let mut round = RoundDisclosures::default();
+        round.granted(&worker('A'), UnitIndex(0));
+        round.granted(&worker('A'), UnitIndex(1));
+        round.granted(&worker('B'), UnitIndex(1));
+        let (by_worker, by_unit) = (round.by_worker().clone(), round.by_unit().clone());
+        assert_eq!(by_worker, [(worker('A'), 2), (worker('B'), 1)].into());
+        assert_eq!(by_unit, [(UnitIndex(0), 1), (UnitIndex(1), 2)].into());
+        assert_eq!(RoundDisclosures::of(by_worker, by_unit), round);
+    }
+}

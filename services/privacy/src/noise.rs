@@ -39,14 +39,13 @@ impl DiscreteGaussian {
             if !falls(part, self.bits, random) {
                 continue;
             }
-            let mut scales = 0;
-            while scales < SCALES_MAX && falls(scale, self.bits, random) {
-                scales += 1;
-            }
+            let Some(scales) = in_a_row(|| falls(scale, self.bits, random)) else {
+                continue;
+            };
             let size = part + scales * scale;
             let negative = word >> 31 == 1;
             // Zero has one sign only, or it would come twice as often as it should.
-            if scales == SCALES_MAX || (negative && size == 0) {
+            if negative && size == 0 {
                 continue;
             }
             let distance = size.abs_diff(scale);
@@ -56,6 +55,11 @@ impl DiscreteGaussian {
             }
         }
     }
+}
+
+/// How often a coin falls before it misses for the first time. None once that is [`SCALES_MAX`].
+fn in_a_row(mut falls: impl FnMut() -> bool) -> Option<u64> {
+    (0..SCALES_MAX).find(|_| !falls())
 }
 
 /// True with probability `exp(-numerator / 2^bits)`, for any numerator.
@@ -100,14 +104,18 @@ fn one_in(number: u32, random: &mut ChaCha20Rng) -> bool {
     if number == 1 {
         return true;
     }
-    // Words from here on would make small remainders likelier.
-    let fair = u32::MAX - u32::MAX % number;
     loop {
-        let word = random.next_u32();
-        if word < fair {
-            return word.is_multiple_of(number);
+        if let Some(hit) = divides(number, random.next_u32()) {
+            return hit;
         }
     }
+}
+
+/// True if a random word is a multiple of `number`. None for the last words, of which there are
+/// fewer than `number`: they would make small remainders likelier.
+fn divides(number: u32, word: u32) -> Option<bool> {
+    let fair = u32::MAX - u32::MAX % number;
+    (word < fair).then(|| word.is_multiple_of(number))
 }
 
 #[cfg(test)]
@@ -171,6 +179,40 @@ mod tests {
         assert!(mean.abs() < 0.015, "{mean}");
         assert!((moment(2) - 1.0).abs() < 0.02, "{}", moment(2));
         assert!((moment(4) - 3.0).abs() < 0.15, "{}", moment(4));
+    }
+
+    #[test]
+    fn tl_16_a_coin_falls_as_often_as_its_numerator_says() {
+        let mut random = ChaCha20Rng::seed_from_u64(2);
+        for (numerator, bits) in [(0, 0), (0, 3), (1, 1), (5, 3), (8, 3), (1 << 23, 24)] {
+            let hits = (0..20_000).filter(|_| falls(numerator, bits, &mut random));
+            let expected = 20_000.0 * (-(numerator as f64) / f64::from(1 << bits)).exp();
+            let (found, free) = (hits.count() as f64, 20_000.0 - expected);
+            let most = 5.0 * (expected * free / 20_000.0).sqrt();
+            assert!(
+                (found - expected).abs() <= most,
+                "{numerator} {bits}: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_draw_far_beyond_every_other_is_thrown_away() {
+        for (hits, expected) in [(0, Some(0)), (3, Some(3)), (127, Some(127)), (128, None)] {
+            let mut coins = (0..hits).map(|_| true).chain([false]);
+            let found = in_a_row(|| coins.next().expect("no coin after the first miss"));
+            assert_eq!(found, expected, "{hits}");
+        }
+    }
+
+    #[test]
+    fn tl_16_as_many_words_count_for_each_remainder() {
+        for (number, fair) in [(2, u32::MAX - 1), (3, u32::MAX), (7, u32::MAX - 3)] {
+            assert_eq!(fair % number, 0, "whole rounds of remainders");
+            assert_eq!(divides(number, fair - number), Some(true));
+            assert_eq!(divides(number, fair - 1), Some(false));
+            assert_eq!(divides(number, fair), None);
+        }
     }
 
     #[test]

@@ -391,6 +391,42 @@ mod tests {
     }
 
     #[test]
+    fn between_two_sizes_are_the_new_files_and_no_others() {
+        assert_eq!(
+            between(300, 600),
+            [
+                "tile/entries/001",
+                "tile/entries/002.p/88",
+                "tile/0/001",
+                "tile/0/002.p/88",
+                "tile/1/000.p/2",
+            ]
+        );
+        assert_eq!(between(256, 256), ["tile/1/000.p/1"]);
+        let first = between(65_530, 65_536);
+        let expected = [
+            "tile/entries/255",
+            "tile/0/255",
+            "tile/1/000",
+            "tile/2/000.p/1",
+        ];
+        assert_eq!(first, expected);
+    }
+
+    #[test]
+    fn a_partial_file_stands_with_the_size_at_which_it_is_full() {
+        let files = partial_files(600);
+        let files: Vec<(&str, u64)> = files.iter().map(|(name, at)| (&**name, *at)).collect();
+        let expected = [
+            ("tile/entries/002.p/88", 768),
+            ("tile/0/002.p/88", 768),
+            ("tile/1/000.p/2", 65_536),
+        ];
+        assert_eq!(files, expected);
+        assert_eq!(partial_files(0), []);
+    }
+
+    #[test]
     fn a_bundle_is_exactly_its_entries() {
         let mut bytes = Vec::new();
         for entry in [&b"one"[..], b"", b"three"] {

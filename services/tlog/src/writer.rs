@@ -135,9 +135,7 @@ impl Writer {
         if self.published.is_some_and(other) {
             return Err(self.contradict(size));
         }
-        if size > 0 {
-            self.bound.insert(size, root);
-        }
+        self.bound.insert(size, root);
         Ok(())
     }
 

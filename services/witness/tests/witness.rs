@@ -254,3 +254,16 @@ fn tl_03_another_history_an_older_head_and_a_strangers_head_are_refused() {
     assert!(!followed.is_unsigned());
     assert!(Followed::new(ORIGIN.to_owned(), vec![]).is_unsigned());
 }
+
+/// Every log continues one without events.
+#[test]
+fn any_head_may_follow_one_over_nothing() {
+    let world = world(&[3]);
+    let nothing = Head {
+        origin: ORIGIN.to_owned(),
+        size: 0,
+        root: [0; 32],
+    };
+    let step = world.followed().follow(Some(&nothing), world.note(3), &[]);
+    assert_eq!(step, Ok(Step::Newer(world.head(3).clone())));
+}

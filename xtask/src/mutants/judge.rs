@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::build::Program;
@@ -123,6 +123,8 @@ fn write_memory(path: &Path, memory: &Memory) -> Result<()> {
 /// The programs, and the mutants that each of their tests reaches.
 pub(super) struct Judge {
     programs: Vec<Program>,
+    /// What tells each program from that of another build.
+    stamps: Vec<String>,
     tests: Vec<Test>,
     /// Tests by mutant, the quickest first.
     reaching: BTreeMap<u32, Vec<usize>>,
@@ -138,6 +140,7 @@ impl Judge {
     pub(super) fn learn(programs: Vec<Program>, nats_server: &Path, folder: &Path) -> Result<Self> {
         let mut judge = Self {
             programs,
+            stamps: Vec::new(),
             tests: Vec::new(),
             reaching: BTreeMap::new(),
             nats_server: nats_server.to_owned(),
@@ -155,6 +158,7 @@ impl Judge {
                 known.insert(stamp.clone(), learnt);
                 write_memory(&memory, &known)?;
             }
+            judge.stamps.push(stamp.clone());
             for test in &known[&stamp] {
                 for number in &test.reached {
                     let reaching = judge.reaching.entry(*number).or_default();
@@ -212,6 +216,10 @@ impl Judge {
     }
 
     /// Runs the tests of these packages that reach the mutant.
+    ///
+    /// # Errors
+    /// A program cannot be run, or is of another build: it may lack the mutant, and nothing follows
+    /// from its tests.
     pub(super) fn judge(&self, number: u32, packages: &[&str]) -> Result<End> {
         let own = |test: &&usize| {
             let program = &self.programs[self.tests[**test].program];
@@ -255,6 +263,12 @@ impl Judge {
                 .push(test.name.clone());
         }
         for (program, names) in by_program {
+            let path = &self.programs[program].path;
+            ensure!(
+                stamp(path)? == self.stamps[program],
+                "{} was built anew while its tests ran",
+                path.display()
+            );
             let mut command = self.command(program, &names)?;
             command.env("MUTANT_ON", number.to_string());
             match ended(command.spawn()?, patience(time))? {
@@ -327,5 +341,44 @@ fn end_group(child: &Child) {
         // SAFETY: it sends a signal and touches no memory; the group is the one that the program
         // was started in.
         unsafe { libc::kill(-group, libc::SIGKILL) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn nothing_follows_from_a_program_that_was_built_anew() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let path = scratch.path().join("program");
+        let build = |text: &str| {
+            fs::write(&path, text).expect("it is written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is its own");
+        };
+        build("#!/bin/sh\nexit 0\n");
+        let judge = Judge {
+            programs: vec![Program {
+                package: "a".to_owned(),
+                folder: scratch.path().to_owned(),
+                path: path.clone(),
+            }],
+            stamps: vec![stamp(&path).expect("it is there")],
+            tests: vec![Test {
+                program: 0,
+                name: "t".to_owned(),
+                time: Duration::from_millis(1),
+            }],
+            reaching: BTreeMap::from([(7, vec![0])]),
+            nats_server: PathBuf::new(),
+            scratch: scratch.path().join("scratch"),
+        };
+        assert_eq!(judge.judge(7, &["a"]).ok(), Some(End::Survived));
+        assert_eq!(judge.judge(8, &["a"]).ok(), Some(End::Unreached));
+        build("#!/bin/sh\n# without mutants\nexit 0\n");
+        let refused = judge.judge(7, &["a"]).expect_err("it is another program");
+        assert!(refused.to_string().contains("built anew"), "{refused}");
     }
 }

@@ -53,10 +53,17 @@ struct GuardedPackage {
 /// All guarded packages, in the order in which they are tried.
 const GUARDED: &[GuardedPackage] = &[
     guarded("chain", "services/chain/src"),
-    guarded("tlog", "services/tlog/src"),
+    GuardedPackage {
+        // Proofs are tested with those who check them.
+        also_tested_by: Some("witness"),
+        ..guarded("tlog", "services/tlog/src")
+    },
+    guarded("witness", "services/witness/src"),
     guarded("registrar-core", "services/registrar/core/src"),
     guarded("ledger", "services/ledger/src"),
     guarded("merge", "services/merge/src"),
+    guarded("privacy", "services/privacy/src"),
+    guarded("masking", "services/masking/src"),
     guarded("identity", "services/identity/src"),
     guarded("worker-core", "services/worker/core/src"),
     guarded("diloco-worker", "services/worker/src/verify.rs"),
@@ -275,6 +282,7 @@ impl<'a> MutationRun<'a> {
         let judge = Judge::learn(built.programs, &self.nats_server, &self.folder)?;
         console::say(format_args!("  tests learnt after {}", since()));
         let mut ends = Ends::new();
+        let mut alone = Vec::new();
         for package in packages(listed) {
             let own = chosen.iter().filter(|mutant| mutant.package == package);
             let (apart, switched): (Vec<&Mutant>, Vec<&Mutant>) = own
@@ -287,12 +295,16 @@ impl<'a> MutationRun<'a> {
                 }
                 ends.insert(mutant.number, Ended::Tested(end));
             }
+            console::say(format_args!("  {package} judged after {}", since()));
+            alone.push((package, apart));
+        }
+        // These builds replace woven programs, also those of other packages.
+        for (package, apart) in alone {
             if only_switched {
                 ends.extend(apart.iter().map(|mutant| (mutant.number, Ended::NotTried)));
             } else {
                 self.judge_apart(package, &apart, &mut ends)?;
             }
-            console::say(format_args!("  {package} judged after {}", since()));
         }
         self.remember(chosen, &ends)?;
         ends.extend(built.out.keys().filter_map(|number| {

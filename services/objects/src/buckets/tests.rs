@@ -27,3 +27,16 @@ async fn an_object_that_is_too_large_is_not_sent() {
     );
     assert!(matches!(larger, ObjectError::TooLarge { .. }), "{larger:?}");
 }
+
+#[test]
+fn the_local_clock_is_that_of_the_machine_and_goes_on() {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let first = local_now();
+    let off = u128::from(first.get()).abs_diff(wall.as_millis());
+    assert!(off < 60_000, "{off} ms");
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_millis(5) {
+        std::hint::spin_loop();
+    }
+    assert!(local_now().get() >= first.get() + 4);
+}

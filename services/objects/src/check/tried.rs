@@ -87,7 +87,8 @@ impl Unanswered {
         }
     }
 
-    fn reason(&self) -> MutexGuard<'_, Option<String>> {
+    /// The reason, if one was noted.
+    pub(super) fn reason(&self) -> MutexGuard<'_, Option<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

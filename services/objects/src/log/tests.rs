@@ -8,7 +8,12 @@ async fn bucket(answers: &[(&str, &str)]) -> LogBucket {
         let body = format!("<Error><Code>{code}</Code></Error>");
         answer(status, "connection: close\r\n", &body)
     };
-    let address = stub::serve(answers.iter().map(text).collect()).await;
+    bucket_of(answers.iter().map(text).collect()).await
+}
+
+/// A bucket of a store that gives answers with these texts in turn.
+async fn bucket_of(answers: Vec<String>) -> LogBucket {
+    let address = stub::serve(answers).await;
     let url = format!("http://{address}");
     let endpoint = Endpoint::new(&url, "us-east-1", Trust::PlainLoopback).unwrap();
     let limits = TransferLimits {
@@ -106,5 +111,45 @@ async fn a_store_without_the_bucket_is_not_one_without_the_file() {
         refused(bucket.create("heads/1", &bytes()).await.unwrap_err());
         let over = bucket.replace("checkpoint", &bytes(), "\"x\"").await;
         refused(over.unwrap_err());
+    }
+    // Only a condition on a version can find that version gone.
+    let bucket = bucket(&[NO_KEY, NO_KEY]).await;
+    refused(bucket.create("heads/1", &bytes()).await.unwrap_err());
+    refused(bucket.overwrite("checkpoint", &bytes()).await.unwrap_err());
+}
+
+#[tokio::test]
+async fn a_file_that_breaks_off_is_read_again_while_there_is_time() {
+    let whole = answer("200 OK", "connection: close\r\netag: \"t\"\r\n", "a file");
+    let cut = whole.replace("a file", "a f");
+    let answers = vec![cut.clone(), cut.clone(), whole];
+    let read = bucket_of(answers).await.get("checkpoint").await.unwrap();
+    let (bytes, tag) = (bytes(), "\"t\"".to_owned());
+    assert_eq!(read, Some(Tagged { bytes, tag }));
+    // Without the time for a pause the reason is told.
+    let mut bucket = bucket_of(vec![cut]).await;
+    let pause = bucket.link.patience * 10;
+    (bucket.link.limits.pause_first, bucket.link.limits.pause_max) = (pause, pause);
+    match bucket.get("checkpoint").await {
+        Err(ObjectError::Unreachable { reason, .. }) => {
+            assert!(reason.contains("end of file"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_file_is_read_up_to_the_length_of_the_longest_of_a_log() {
+    let read = async |bytes: usize| {
+        let text = answer("200 OK", "connection: close\r\n", &"x".repeat(bytes));
+        bucket_of(vec![text]).await.get("tile/entries/000").await
+    };
+    let longest = read(FILE_BYTES_MAX).await.unwrap();
+    assert_eq!(longest.map(|file| file.bytes.len()), Some(FILE_BYTES_MAX));
+    match read(FILE_BYTES_MAX + 1).await {
+        Err(ObjectError::Unreachable { reason, .. }) => {
+            assert_eq!(reason, "it is longer than any file of a log");
+        }
+        other => panic!("{other:?}"),
     }
 }

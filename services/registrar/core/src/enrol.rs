@@ -292,15 +292,15 @@ fn new_guest(now: UnixMillis, asked: &AskedToEnrol) -> Guest {
     }
 }
 
-/// The record of a key that is on file must be the one that this invitation makes: otherwise a
-/// worker could change its name, run or seat with an invitation for another.
+/// The record of a key that is on file must be the one that this invitation makes, with the time of
+/// issue on file: otherwise a worker could change its name, run or seat with an invitation for
+/// another.
 fn check_record(record: &Registration, new: &Registration) -> Result<Registration, Refusal> {
     if record.blocked.is_some() {
         let why = format!("{} ({}) is blocked", record.public, record.name);
         return Err(Refusal::new(Code::HolderBlocked, why));
     }
     let same = Registration {
-        issued: record.issued,
         ends: record.ends,
         ..new.clone()
     };

@@ -202,6 +202,16 @@ mod tests {
         };
         assert_eq!(decided(NOW, &wish(), again), Ok(new.clone()));
 
+        // Also later, while the operator's word stands: the key on record is the one it was then.
+        let mut long = old.clone();
+        long.changes_until = Some(NOW.after(Millis::from_secs(60)));
+        let later = Heritage {
+            record: Some(&long),
+            ..again
+        };
+        let answer = decided(NOW.after(Millis::from_secs(5)), &wish(), later);
+        assert_eq!(answer, Ok(new.clone()));
+
         let unasked = Err(Code::SuccessionUnasked);
         let later = UnixMillis(NOW.get() + 1);
         assert_eq!(decided(later, &wish(), known), unasked);

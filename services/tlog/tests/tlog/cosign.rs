@@ -231,6 +231,7 @@ fn a_policy_names_the_line_that_it_does_not_take() {
         ("quorum a\n\nquorum b", 8, "there is a quorum already"),
         ("quorum", 6, "it is no line"),
         ("\ngroup g", 7, "it is no line"),
+        ("group g any", 6, "it is no line"),
         ("log x", 6, "no key of a log"),
     ] {
         let (at, said) = named(lines);

@@ -309,3 +309,32 @@ fn fg_07_no_head_is_signed_before_the_entries_lead_to_one_that_is_kept_elsewhere
         Err(WriterError::Foreign)
     );
 }
+
+#[test]
+fn fg_07_a_published_head_releases_a_log_from_no_newer_one() {
+    let (mut files, mut older) = (Files::new(), Files::new());
+    let elsewhere = publish(&mut begin(&mut Files::new(), 0..20), &mut files).unwrap();
+    let own = publish(&mut begin(&mut Files::new(), 0..10), &mut older).unwrap();
+    let mut writer = Writer::new(ORIGIN.to_owned(), Some(own.clone())).unwrap();
+    writer.bind(&elsewhere).unwrap();
+    (0..10).for_each(|at| writer.push(&entry(at), 0).unwrap());
+    writer.published(&own);
+    assert_eq!(writer.missing_up_to(), Some(20));
+    (10..20).for_each(|at| writer.push(&entry(at), 0).unwrap());
+    assert_eq!((writer.missing_up_to(), writer.waiting()), (None, 10));
+}
+
+/// A log of no entries binds to nothing.
+#[test]
+fn a_head_over_nothing_is_missing_nothing() {
+    let nothing = Head {
+        origin: ORIGIN.to_owned(),
+        size: 0,
+        root: [0; 32],
+    };
+    let mut writer = Writer::new(ORIGIN.to_owned(), None).unwrap();
+    writer.bind(&nothing).unwrap();
+    assert_eq!(writer.missing_up_to(), None);
+    writer.push(&entry(0), 0).unwrap();
+    assert_eq!(writer.waiting(), 1);
+}
