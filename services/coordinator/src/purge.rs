@@ -134,6 +134,15 @@ impl<O> Purges<O> {
     }
 }
 
+/// Deletes if this process leads. Another coordinator may have let the worker in again meanwhile,
+/// and these are the uploads of its present work.
+pub(crate) async fn as_leader(
+    leads: impl Future<Output = bool>,
+    purge: impl Future<Output = bool>,
+) -> bool {
+    leads.await && purge.await
+}
+
 /// Deletes uploads to a run, and counts them. False if the store refuses, is away, or takes too
 /// long.
 pub(crate) async fn purge(
@@ -180,6 +189,20 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+
+    #[tokio::test]
+    async fn tl_31_a_coordinator_that_another_one_has_followed_deletes_no_upload() {
+        for (leads, ends) in [(true, true), (true, false), (false, true)] {
+            let begun = AtomicU32::new(0);
+            let purge = async {
+                begun.fetch_add(1, Ordering::Relaxed);
+                ends
+            };
+            let whole = as_leader(async { leads }, purge).await;
+            assert_eq!(whole, leads && ends);
+            assert_eq!(begun.into_inner(), u32::from(leads));
+        }
+    }
 
     const LETTERS: [&str; PURGES_MAX + 1] = ["A", "B", "C", "D", "E"];
 

@@ -275,12 +275,13 @@ impl Shell {
             let at_store = match concerned {
                 Some(concerned) => {
                     let stopped = &store.stopped;
-                    let leads = leading.leads();
+                    let leads = leading.clone().leads();
                     stopped.tell_first(&store, concerned, leads).await
                 }
                 None => AtStore::Later,
             };
-            let whole = purge::purge(&store, &run, &uploads, &deleted).await;
+            let purge = purge::purge(&store, &run, &uploads, &deleted);
+            let whole = purge::as_leader(leading.leads(), purge).await;
             Purged { whole, at_store }
         };
         if let Err(order) = self.purges.begin(of, (to, told), work) {
