@@ -34,7 +34,8 @@ pub struct ViewRequest {
     /// The view that is wanted.
     pub query: Query,
     /// Only the last so many rows of the list, in the order of [`ViewReply::left_out`]: what an
-    /// answer before left out.
+    /// answer before left out. The list is made anew: runs, workers and leases that came or went
+    /// meanwhile may be missing from both answers, or be in both; rounds and snapshots are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<u32>,
 }

@@ -130,13 +130,17 @@ impl Replay {
         let last = self.span.last;
         let newest = self.kept.keys().next_back().copied();
         if let Some(kept) = newest.filter(|kept| *kept > last) {
-            let finding = Finding::Truncated { last, kept };
-            self.auditor.note(&PlacedFinding {
-                stream_sequence: last,
-                ledger: true,
-                finding,
-            });
+            self.note_truncated(last, kept);
         }
+    }
+
+    fn note_truncated(&mut self, last: StreamSequence, kept: StreamSequence) {
+        let finding = Finding::Truncated { last, kept };
+        self.auditor.note(&PlacedFinding {
+            stream_sequence: last,
+            ledger: true,
+            finding,
+        });
     }
 
     /// Checks everything from the first message to position `end`, which may not lie beyond the
@@ -157,6 +161,35 @@ impl Replay {
         if end > last {
             return Err(ReplayError::Beyond { wanted: end, last });
         }
+        self.read_to(end, patience, each).await
+    }
+
+    /// Ends [`Replay::follow`]: reads to the end that the stream has now, and reports what is still
+    /// open there, or that the stream ends before what was read.
+    ///
+    /// # Errors
+    /// The broker does not answer, or nothing comes for `patience`.
+    pub async fn end(
+        &mut self,
+        patience: Duration,
+        each: &mut dyn FnMut(Checked),
+    ) -> Result<(), ReplayError> {
+        let last = self.reader.span().await?.last;
+        self.read_to(last, patience, each).await?;
+        let read = self.auditor.last();
+        if last < read {
+            self.note_truncated(last, read);
+        }
+        self.auditor.conclude(last).into_iter().for_each(each);
+        Ok(())
+    }
+
+    async fn read_to(
+        &mut self,
+        end: StreamSequence,
+        patience: Duration,
+        each: &mut dyn FnMut(Checked),
+    ) -> Result<(), ReplayError> {
         loop {
             let batch = tokio::time::timeout(patience, self.reader.batch_to(end)).await;
             let stalled = |_| ReplayError::Stalled {

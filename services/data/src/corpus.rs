@@ -137,7 +137,7 @@ struct Reader<'a> {
     /// Digests of whole texts.
     seen: BTreeSet<Digest>,
     skipped: Tally,
-    /// The file in which the limit ended.
+    /// The file in which the limit was reached.
     stopped: Option<PathBuf>,
     /// Passages of each text.
     texts: Vec<Vec<Document>>,

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cli::Global;
 use crate::output::Printer;
-use crate::pages::{Next, Pages};
+use crate::pages;
 use crate::stack::health::BrokerFault;
 use crate::switches;
 use crate::table::time;
@@ -454,15 +454,10 @@ impl Operator {
 
     /// Asks for one view, in several answers where a list is longer than one.
     pub(crate) async fn view(&self, query: Query) -> Result<View, Failure> {
-        let mut request = ViewRequest::of(query);
-        let mut pages = Pages::default();
-        loop {
-            let reply = self.ask::<call::View>(&request).await?;
-            match pages.take(reply)? {
-                Next::Rest(rest) => request.rest = Some(rest),
-                Next::Whole(view) => return Ok(view),
-            }
-        }
+        pages::whole(query, async |request| {
+            self.ask::<call::View>(&request).await
+        })
+        .await
     }
 
     /// Asks for the workers of one run, present and past.

@@ -2,17 +2,35 @@
 
 use runtime::Failure;
 use schemas::Code;
-use schemas::control::{View, ViewReply};
+use schemas::control::{Query, View, ViewReply, ViewRequest};
 
 use crate::context::unexpected;
 
-/// Most answers to one question. Each has a thousand rows at least, so no run comes near; a
-/// coordinator that goes on answering holds no command up.
+/// Most answers to one question. Each has hundreds of rows, so no list comes near; a coordinator
+/// that goes on answering holds no command up.
 const PAGES_MAX: u32 = 512;
+
+/// Asks for a view, again for what an answer leaves out.
+///
+/// # Errors
+/// Those of `ask`; or an answer does not go on where the one before ended.
+pub(crate) async fn whole(
+    query: Query,
+    ask: impl AsyncFn(ViewRequest) -> Result<ViewReply, Failure>,
+) -> Result<View, Failure> {
+    let mut request = ViewRequest::of(query);
+    let mut pages = Pages::default();
+    loop {
+        match pages.take(ask(request.clone()).await?)? {
+            Next::Rest(rest) => request.rest = Some(rest),
+            Next::Whole(view) => return Ok(view),
+        }
+    }
+}
 
 /// The answers so far.
 #[derive(Default)]
-pub(crate) struct Pages {
+struct Pages {
     view: Option<View>,
     number: u32,
     /// Rows that were left out.
@@ -20,7 +38,7 @@ pub(crate) struct Pages {
 }
 
 /// What comes after an answer.
-pub(crate) enum Next {
+enum Next {
     /// The question for so many rows that are missing.
     Rest(u32),
     /// The whole view.
@@ -32,7 +50,7 @@ impl Pages {
     ///
     /// # Errors
     /// It does not go on where the one before ended, or there are too many.
-    pub(crate) fn take(&mut self, reply: ViewReply) -> Result<Next, Failure> {
+    fn take(&mut self, reply: ViewReply) -> Result<Next, Failure> {
         let rest = reply.left_out.map(|rest| rest.get());
         let endless = match (self.rest, rest) {
             (Some(before), Some(rest)) => rest >= before,
@@ -128,7 +146,7 @@ mod tests {
     }
 
     /// What comes of these answers.
-    fn whole(replies: impl IntoIterator<Item = ViewReply>) -> Result<Option<View>, Failure> {
+    fn put_together(replies: impl IntoIterator<Item = ViewReply>) -> Result<Option<View>, Failure> {
         let mut pages = Pages::default();
         for reply in replies {
             if let Next::Whole(view) = pages.take(reply)? {
@@ -140,33 +158,50 @@ mod tests {
 
     #[test]
     fn a_list_in_several_answers_is_whole_and_in_its_order() {
-        let one = whole([reply(snapshots(&[1, 2]), 0)]).expect("they go on");
+        let one = put_together([reply(snapshots(&[1, 2]), 0)]).expect("they go on");
         assert_eq!(one, Some(snapshots(&[1, 2])));
         let pages = [
             reply(snapshots(&[5, 6]), 4),
             reply(snapshots(&[3, 4]), 2),
             reply(snapshots(&[1, 2]), 0),
         ];
-        let all = whole(pages).expect("they go on");
+        let all = put_together(pages).expect("they go on");
         assert_eq!(all, Some(snapshots(&[1, 2, 3, 4, 5, 6])));
         let pages = [reply(leases(&[1, 2]), 1), reply(leases(&[3]), 0)];
-        let all = whole(pages).expect("they go on");
+        let all = put_together(pages).expect("they go on");
         assert_eq!(all, Some(leases(&[1, 2, 3])));
-        let begun = whole([reply(leases(&[1]), 1)]).expect("it goes on");
+        let begun = put_together([reply(leases(&[1]), 1)]).expect("it goes on");
         assert_eq!(begun, None);
+    }
+
+    #[tokio::test]
+    async fn each_question_is_for_what_is_missing() {
+        let asked = std::cell::RefCell::new(Vec::new());
+        let view = whole(Query::Runs, async |request| {
+            asked.borrow_mut().push(request.rest);
+            Ok(match request.rest {
+                None => reply(snapshots(&[4, 5]), 3),
+                Some(3) => reply(snapshots(&[2, 3]), 1),
+                _ => reply(snapshots(&[1]), 0),
+            })
+        });
+        let view = view.await.expect("they go on");
+        assert_eq!(view, snapshots(&[1, 2, 3, 4, 5]));
+        assert_eq!(asked.into_inner(), [None, Some(3), Some(1)]);
     }
 
     #[test]
     fn answers_that_do_not_go_on_are_refused() {
         let same = [reply(leases(&[1]), 2), reply(leases(&[]), 2)];
-        let failure = whole(same).expect_err("nothing came");
+        let failure = put_together(same).expect_err("nothing came");
         assert_eq!(failure.code(), Code::MessageInvalid);
         let other = [reply(leases(&[1]), 1), reply(snapshots(&[1]), 0)];
-        whole(other).expect_err("another list");
+        put_together(other).expect_err("another list");
         let number = |page| reply(leases(&[1]), PAGES_MAX - page);
         let pages = (0..PAGES_MAX - 1).map(number);
-        assert!(whole(pages.clone()).expect("they go on").is_none());
-        let failure = whole(pages.chain([number(PAGES_MAX - 1)])).expect_err("there is no end");
+        assert!(put_together(pages.clone()).expect("they go on").is_none());
+        let failure =
+            put_together(pages.chain([number(PAGES_MAX - 1)])).expect_err("there is no end");
         assert!(failure.to_string().contains("512 answers"), "{failure}");
     }
 }

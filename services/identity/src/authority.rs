@@ -16,7 +16,7 @@ use schemas::permission::Role;
 use schemas::{Millis, UnixMillis};
 use zeroize::Zeroizing;
 
-pub use behind::LeftBehind;
+pub use behind::{LeftBehind, Until};
 
 use crate::certificate::Facts;
 use crate::clients::{self, ClientAuthority, ClientFile};
@@ -110,7 +110,7 @@ impl Domain {
     /// certificate of the new one, for these names, or for the names of their old one; the
     /// registrar signs with that of clients from here on. The old ones are trusted until
     /// [`Domain::retire_authorities`]. A command that broke off is repeated. The caller holds the
-    /// [`crate::DomainLock`].
+    /// [`crate::DomainLock`], and calls [`Domain::note_adopted`] afterwards.
     ///
     /// # Errors
     /// No next one was prepared, or a file cannot be used.
@@ -126,8 +126,6 @@ impl Domain {
         }
         // Again, in case that the command before this one broke off.
         self.prepare_all(&waiting, now)?;
-        // Noted first: until then the former ones sign.
-        self.note_adopted(now)?;
         for one in waiting {
             if one.side == Side::Servers {
                 let authority = Authority::from_key(&read_secret(&one.next)?, now)?;
@@ -171,6 +169,9 @@ impl Domain {
             if former.is_empty() {
                 continue;
             }
+            // The next rotation begins without the times of this one, also if this command breaks
+            // off.
+            self.forget_rotation()?;
             let ends =
                 |id: &Option<String>| former.iter().any(|known| Some(&known.id) == id.as_ref());
             let text = read_anchor(&one.certificates)?;

@@ -239,8 +239,13 @@ impl ClientFile {
 
     /// True if the certificate in it names this authority as the one that has signed it.
     pub(crate) fn is_signed_by(&self, authority: &str) -> bool {
-        let named = |facts: Facts| facts.authority.as_deref() == Some(authority);
-        self.facts().is_ok_and(named)
+        self.authority().as_deref() == Some(authority)
+    }
+
+    /// The identifier of the authority that has signed the certificate, by its own word; none if
+    /// the file cannot be read.
+    pub(crate) fn authority(&self) -> Option<String> {
+        self.facts().ok()?.authority
     }
 
     /// Writes the file for its owner alone: this certificate, and the key of these credentials.

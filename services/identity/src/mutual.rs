@@ -11,6 +11,7 @@ use crate::credentials::Credentials;
 use crate::domain::{Domain, DomainError};
 use crate::layout::DomainLayout;
 use crate::secret::write_private;
+use crate::tls::lifetimes;
 
 impl Domain {
     /// True if broker and store take only clients that show a certificate.
@@ -91,9 +92,8 @@ impl Domain {
             return Ok(false);
         }
         let fresh = |holder: crate::Holder| now.until(holder.ends) >= left;
-        let authority = ClientAuthority::read(&self.layout().clients_key())?.id();
         let shown = ClientFile::beside(file);
-        if shown.holder().is_ok_and(fresh) && shown.is_signed_by(&authority) {
+        if shown.holder().is_ok_and(fresh) && !self.is_of_former_authority(&shown)? {
             return Ok(false);
         }
         let credentials = Credentials::read(file)?;
@@ -107,6 +107,24 @@ impl Domain {
         }
         self.certify(&credentials, file, record.role, ends, now)?;
         Ok(true)
+    }
+}
+
+impl Domain {
+    /// True if the authority whose key is here is trusted and has signed nothing before that of
+    /// this certificate was replaced by it. The issuer's folder may be a copy from before a
+    /// rotation: its key makes no certificate in the place of a newer one.
+    fn is_of_former_authority(&self, shown: &ClientFile) -> Result<bool, DomainError> {
+        let own = ClientAuthority::read(&self.layout().clients_key())?.id();
+        let trusted = lifetimes(&self.layout().clients())?;
+        // The newest one stands last.
+        let place = |id: Option<&str>| trusted.iter().position(|one| one.id.as_deref() == id);
+        let shown = shown.authority();
+        Ok(match (place(Some(&own)), place(shown.as_deref())) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(own), Some(shown)) => shown < own,
+        })
     }
 }
 

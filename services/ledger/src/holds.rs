@@ -94,8 +94,8 @@ impl Run {
             .filter(|key| self.members.contains_key(*key))
     }
 
-    /// Workers in quarantine that ever joined.
-    pub fn members_shut_out(&self) -> u32 {
+    /// Number of keys in quarantine that ever joined.
+    pub fn keys_shut_out(&self) -> u32 {
         let shut_out = self.quarantined.keys();
         shut_out
             .filter(|key| self.members.contains_key(*key))

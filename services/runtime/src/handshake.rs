@@ -163,7 +163,7 @@ async fn handshake(
 /// Something that a server refuses to a client without credentials, and answers thereby.
 fn question(is_bus: bool, host: &str, port: u16) -> String {
     match is_bus {
-        // The broker's log shows it as the tries of the services at their start.
+        // The broker's log shows it under the name of the tries of services at their start.
         true => {
             let options = serde_json::json!({
                 "verbose": false,

@@ -53,8 +53,12 @@ impl Operator {
     ///
     /// # Errors
     /// There is no answer, or it is a refusal.
+    ///
+    /// # Panics
+    /// A list has no room in one message.
     pub async fn view(&self, query: Query) -> Result<View, BusError> {
         let reply: ViewReply = self.ask(ControlVerb::View, &ViewRequest::of(query)).await?;
+        assert_eq!(reply.left_out, None, "a list of a test is short");
         Ok(reply.view)
     }
 

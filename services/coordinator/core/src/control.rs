@@ -160,7 +160,7 @@ impl Coordinator {
         if hold == Hold::Urls {
             // Also when nothing changed: the store may not have been told.
             let run = self.state.run(&name).expect("it was found");
-            let shut_out = run.members_shut_out();
+            let shut_out = run.keys_shut_out();
             let concerned = self.urls_of(&name).into_iter().collect();
             let reply = HoldReply { shut_out, ..reply };
             return Ok(self.stop_urls(id, concerned, Stopping::Hold(reply)));

@@ -223,6 +223,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_request_for_the_rest_of_a_list_gets_that() {
+        let mut world = World::with_run(spec("demo"));
+        let mut asked = |rest: Option<u32>| {
+            let request = ViewRequest {
+                rest,
+                ..ViewRequest::of(Query::Runs)
+            };
+            let reply = world.control(crate::ControlRequest::View(request));
+            match &world.answers[&reply] {
+                Ok(Answer::View(reply)) => reply.view.clone(),
+                other => panic!("no view: {other:?}"),
+            }
+        };
+        assert!(matches!(asked(None), View::Runs(runs) if runs.len() == 1));
+        assert!(matches!(asked(Some(1)), View::Runs(runs) if runs.len() == 1));
+        assert_eq!(asked(Some(0)), View::Runs(Vec::new()));
+    }
+
     /// It is refused where it is sent.
     #[test]
     fn what_is_no_list_is_not_cut() {

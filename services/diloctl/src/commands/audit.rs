@@ -20,12 +20,13 @@ use diloco_audit::{
     Auditor, Checked, FaultyWorker, LedgerKeys, Replay, StreamSequence, Summary, TimelineRow,
     Verdict,
 };
-use runtime::Failure;
+use runtime::{Failure, shutdown};
 use schemas::permission::Role;
 use schemas::view::RunView;
 use schemas::{Code, PublicKey, RunId};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{self, Audit};
 use crate::context::Context;
@@ -198,12 +199,17 @@ async fn state(
 /// events would be taken for a stranger's.
 async fn tail(context: &Context, wanted: Wanted<'_>) -> Result<(), Failure> {
     let mut table = StreamedTable::default();
+    // Made once, so that no signal is lost between two waits.
+    let mut interrupt = signal(SignalKind::interrupt()).ok();
     let (mut seen, mut most) = (StreamSequence(0), TAIL_ROWS);
     loop {
         let domain = context.domain()?;
         let keys = LedgerKeys::of(&domain.layout().trust(), domain.trust());
         let mut replay = open(context).await?;
-        let mut rows = earlier(context, &mut replay, wanted, (seen, most)).await?;
+        let mut rows = tokio::select! {
+            rows = earlier(context, &mut replay, wanted, (seen, most)) => rows?,
+            () = shutdown::heard(&mut interrupt) => return Err(context.interrupted("SIGINT")),
+        };
         replay.check_end();
         loop {
             for row in rows.drain(..) {
@@ -219,13 +225,31 @@ async fn tail(context: &Context, wanted: Wanted<'_>) -> Result<(), Failure> {
             }
             let more = tokio::select! {
                 biased;
-                _ = tokio::signal::ctrl_c() => return judge_read(replay.auditor(), wanted.run),
+                () = shutdown::heard(&mut interrupt) => {
+                    return end_of_tail(context, replay, wanted, table).await;
+                }
                 more = replay.follow() => more,
             };
             let more = more.into_iter().map(|checked| checked.row);
             rows.extend(more.filter(|row| wanted.has(row)));
         }
     }
+}
+
+/// Reads what the stream has by now, and judges all that was read.
+async fn end_of_tail(
+    context: &Context,
+    mut replay: Replay,
+    wanted: Wanted<'_>,
+    mut table: StreamedTable,
+) -> Result<(), Failure> {
+    let mut show = |checked: Checked| {
+        if wanted.has(&checked.row) {
+            context.printer.follow(&mut table, &checked.row);
+        }
+    };
+    replay.end(context.timeout, &mut show).await?;
+    judge_read(replay.auditor(), wanted.run)
 }
 
 /// The verdict on the events that were read, if there were any.
@@ -550,6 +574,18 @@ impl Record for Moment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_read_is_no_verdict() {
+        let auditor = Auditor::new("demo", []);
+        let failure = judge_read(&auditor, None).expect_err("there is no event");
+        assert_eq!(failure.code(), Code::NoVerdict);
+        assert_eq!(
+            judge(&auditor, None).err(),
+            None,
+            "nothing speaks against it"
+        );
+    }
 
     #[test]
     fn chains_without_a_gap_are_not_called_whole_beside_evidence() {

@@ -29,7 +29,7 @@ use clap::CommandFactory as _;
 use runtime::{Failure, service, shutdown};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Cli, Command, Lineage};
+use crate::cli::{Audit, Cli, Command, Lineage};
 use crate::context::Context;
 use crate::exit;
 use crate::output;
@@ -44,23 +44,27 @@ pub fn run(cli: Cli) -> ExitCode {
 
 async fn carry_out(cli: Cli) -> Result<(), Failure> {
     let context = Context::new(&cli.global)?;
+    let stopped = stopped(&cli.command);
     tokio::select! {
-        // The command is polled before the signal: some commands, such as `audit tail`, end with
-        // success on a signal.
+        // The command is polled before the signal: one that has ended has not been stopped.
         biased;
         outcome = dispatch(&context, cli.command) => {
             outcome.map_err(|failure| context.explained(failure))?;
         }
-        signal = stopped() => return Err(context.interrupted(signal)),
+        signal = stopped => return Err(context.interrupted(signal)),
     }
     output::written()
 }
 
 /// Resolves when this command is told to end: by Ctrl-C, by a service manager, or by the end of its
 /// terminal. Without handlers these would end the process between two steps, without a message; so
-/// they are there from the call on, before the command does anything.
-fn stopped() -> impl Future<Output = &'static str> {
-    let interrupt = signal(SignalKind::interrupt()).ok();
+/// they are there from the call on, before the command does anything. `audit tail` is meant to be
+/// ended by Ctrl-C, and hears that itself.
+fn stopped(command: &Command) -> impl Future<Output = &'static str> + use<> {
+    let hears_itself = matches!(command, Command::Audit(Audit::Tail { .. }));
+    let interrupt = signal(SignalKind::interrupt())
+        .ok()
+        .filter(|_| !hears_itself);
     let terminate = signal(SignalKind::terminate()).ok();
     let hangup = shutdown::hangup().ok().flatten();
     async move {

@@ -12,6 +12,7 @@ use super::{Side, State};
 use crate::clients::{CERTIFICATE_LIFE_MAX, ClientFile};
 use crate::domain::{Domain, DomainError};
 use crate::revocation::{read_entry, write_entry};
+use crate::secret::FileError;
 
 /// The note on the rotation of the authorities that was begun last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,14 +29,23 @@ pub(super) struct Rotation {
 /// Those who may be cut off when the overlap ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftBehind {
-    /// The time at which the last certificate of the former authority of clients ends by itself;
-    /// none if they have all ended, or there is none.
-    pub until: Option<UnixMillis>,
+    /// The end of the last certificate of the former authority of clients; none if they have all
+    /// ended, or there is none.
+    pub until: Option<Until>,
     /// Holders that may have such a certificate and none of the present authority.
     pub holders: Vec<Registration>,
     /// Invitations that can still be used, and were made before the present authorities were known
     /// to their machines, or before they signed what those machines show.
     pub invitations: Vec<Terms>,
+}
+
+/// The end of certificates that end by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// At this time.
+    Time(UnixMillis),
+    /// At an unknown time, [`CERTIFICATE_LIFE_MAX`] from now at the latest.
+    Unknown,
 }
 
 impl Domain {
@@ -67,11 +77,11 @@ impl Domain {
         let present = known
             .iter()
             .find(|one| one.side == Side::Clients && one.state == State::Present);
-        let until = adopted.unwrap_or(now).after(CERTIFICATE_LIFE_MAX);
-        let Some(present) = present.filter(|_| now < until) else {
+        let until = adopted.map(|adopted| adopted.after(CERTIFICATE_LIFE_MAX));
+        let Some(present) = present.filter(|_| until.is_none_or(|until| now < until)) else {
             return Ok(behind);
         };
-        behind.until = Some(until);
+        behind.until = Some(until.map_or(Until::Unknown, Until::Time));
         for record in self.layout().issued().all()? {
             let ended = !record.role.is_renewable() && record.ends <= now;
             if record.blocked.is_some() || ended || seen.contains(&record.public) {
@@ -104,11 +114,26 @@ impl Domain {
         self.note(Some(now), None)
     }
 
-    /// Notes that the next authorities sign from now on. The caller holds the
-    /// [`crate::DomainLock`].
-    pub(super) fn note_adopted(&self, now: UnixMillis) -> Result<(), DomainError> {
+    /// Notes that the next authorities sign from now on. `now` is a time after
+    /// [`Domain::adopt_authorities`], since the registrar signs with the former one until then. The
+    /// caller holds the [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// The note cannot be read or written.
+    pub fn note_adopted(&self, now: UnixMillis) -> Result<(), DomainError> {
         let noted: Option<Rotation> = read_entry(&self.layout().rotation())?;
         self.note(noted.and_then(|one| one.prepared), Some(now))
+    }
+
+    /// Removes the note.
+    pub(super) fn forget_rotation(&self) -> Result<(), DomainError> {
+        let path = self.layout().rotation();
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(FileError::Write { path, source }.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn note(

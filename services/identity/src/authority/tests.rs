@@ -260,7 +260,13 @@ fn tl_28_fg_08_who_may_still_have_a_certificate_of_the_former_authority_is_known
     assert_eq!(behind(&domain, &[], NOW), nobody, "none is former");
     domain.prepare_authorities(PREPARED).expect("it is ours");
     assert_eq!(behind(&domain, &[], PREPARED), nobody, "nor is one yet");
-    domain.adopt_authorities(&[], ADOPTED).expect("prepared");
+    domain.adopt_authorities(&[], PREPARED).expect("prepared");
+    let unknown = domain.left_behind(&[].into(), PREPARED.after(Millis(100 * HOUR.get())));
+    let unknown = unknown.expect("its own files").until;
+    assert_eq!(unknown, Some(Until::Unknown), "the command ended there");
+    domain
+        .note_adopted(ADOPTED)
+        .expect("the folder takes files");
     let later = ADOPTED.after(HOUR);
     let off = behind(&domain, &[&seen], later).0;
     assert_eq!(off, ["again", "dated", "ended", "here", "off"]);
@@ -291,7 +297,8 @@ fn tl_28_fg_08_who_may_still_have_a_certificate_of_the_former_authority_is_known
     );
     let known = domain.left_behind(&[seen.clone()].into(), later);
     let until = ADOPTED.after(clients::CERTIFICATE_LIFE_MAX);
-    assert_eq!(known.expect("its own files").until, Some(until));
+    let known = known.expect("its own files").until;
+    assert_eq!(known, Some(Until::Time(until)));
 
     let last = UnixMillis(until.get() - 1);
     assert_eq!(behind(&domain, &[&seen], last).0, ["dated", "off"]);
@@ -335,6 +342,9 @@ fn tl_28_fg_03_open_invitations_that_know_only_the_former_authority_are_known() 
         // Said again, it brings nobody anything.
         domain.prepare_authorities(between).expect("it is ours");
         domain.adopt_authorities(&[], ADOPTED).expect("prepared");
+        domain
+            .note_adopted(ADOPTED)
+            .expect("the folder takes files");
         invite(&domain, "after", ADOPTED);
         let waits = [expected, &["used"][..]].concat();
         assert_eq!(behind(&domain, &[], later).1, waits, "it asked in vain");
@@ -346,5 +356,9 @@ fn tl_28_fg_03_open_invitations_that_know_only_the_former_authority_are_known() 
         assert_eq!(behind(&domain, &[], ended).1, left);
         domain.retire_authorities().expect("it is ours");
         assert_eq!(behind(&domain, &[], later), names(&[], &[]));
+        assert!(
+            !domain.layout().rotation().exists(),
+            "the next rotation has times of its own"
+        );
     }
 }

@@ -180,6 +180,8 @@ fn tl_28_fg_08_a_certificate_of_a_former_authority_is_made_again_however_long_it
             .expect("its own files")
     };
     let first = authority();
+    let key = domain.layout().clients_key();
+    let former = std::fs::read_to_string(&key).expect("the domain has it");
     let prepared = domain.prepare_authorities(now());
     prepared.expect("the vault is here");
     assert!(!refresh(), "the next one does not sign yet");
@@ -189,6 +191,13 @@ fn tl_28_fg_08_a_certificate_of_a_former_authority_is_made_again_however_long_it
     assert_eq!(authority(), Some(present.id()));
     assert_ne!(authority(), first);
     assert!(!refresh(), "it is of the present one");
+
+    // A copy of the issuer's folder from before makes no older certificate in its place.
+    write_private(&key, former.as_bytes()).expect("the folder takes files");
+    assert!(!refresh(), "the key is the older one");
+    domain.retire_authorities().expect("the vault is here");
+    assert!(!refresh(), "the key is one that nobody trusts");
+    assert_eq!(authority(), Some(present.id()));
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn tl_31_the_keys_of_one_worker_that_are_shut_out_are_known_from_each_of_them() 
         withdrawn: 0,
     };
     book.note(&stranger);
-    assert_eq!(book.run().members_shut_out(), 3, "of 4, one never joined");
+    assert_eq!(book.run().keys_shut_out(), 3, "of 4, one never joined");
     for (of, others) in [(0, &[6][..]), (5, &[0, 6]), (6, &[0]), (1, &[]), (9, &[])] {
         let of = worker(of);
         let found: Vec<_> = book.run().other_keys_shut_out(&of).cloned().collect();

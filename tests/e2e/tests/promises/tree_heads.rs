@@ -3,14 +3,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use async_nats::jetstream::{self, stream};
 use e2e::Recipe;
-use harness::{Cluster, Options};
+use harness::{Cluster, Options, PATIENCE};
 use runtime::exit::{EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
 use schemas::Code;
 use schemas::permission::Role;
 use schemas::subject::AUDIT_STREAM;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 /// The exit status of an argument that cannot be read.
 const WRONG_USAGE: u8 = 2;
@@ -42,6 +44,28 @@ async fn ends(cluster: &Cluster, arguments: &[&str], status: u8, parts: &[&str])
         assert!(text.contains(part), "{arguments:?}: no {part:?} in {text}");
     }
     text
+}
+
+/// A reader of the stream that is ended by Ctrl-C has verified what it showed.
+async fn followed_to_the_end(cluster: &Cluster) {
+    let mut tail = tokio::process::Command::new(harness::program("diloctl"))
+        .args(["audit", "tail"])
+        .current_dir(cluster.path(""))
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut rows = BufReader::new(tail.stdout.take().unwrap()).lines();
+    let titles = rows.next_line().await.unwrap().unwrap();
+    assert!(titles.contains("KIND"), "{titles}");
+    rows.next_line().await.unwrap().unwrap();
+    let id = tail.id().unwrap().to_string();
+    let sent = std::process::Command::new("kill")
+        .args(["-INT", &id])
+        .status();
+    assert!(sent.unwrap().success());
+    let ended = tokio::time::timeout(PATIENCE, tail.wait()).await;
+    assert_eq!(ended.expect("it ends").unwrap().code(), Some(0));
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -128,6 +152,7 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
         &["verified", "differences"],
     )
     .await;
+    followed_to_the_end(&cluster).await;
     let unknown = ["audit", "prove", "index:100000"];
     let unlogged = Code::EventUnlogged.to_string();
     ends(&cluster, &unknown, EXIT_NOT_FOUND, &[&unlogged]).await;

@@ -1,6 +1,6 @@
 //! `auth rotate authority`: a new private authority while runs go on.
 
-use identity::authority::{Known, Side, State};
+use identity::authority::{Known, Side, State, Until};
 use identity::clients::CERTIFICATE_LIFE_MAX;
 use identity::{ClientFile, Domain};
 use runtime::accounts;
@@ -48,7 +48,8 @@ pub(super) async fn rotate(
                     domain.prepare_authorities(now)?;
                 }
                 check_taken(context, &domain).await?;
-                domain.adopt_authorities(server_name, now)?;
+                domain.adopt_authorities(server_name, clock::now())?;
+                domain.note_adopted(clock::now())?;
             }
             let mut left = None;
             for file in credentials_files(&domain) {
@@ -82,7 +83,11 @@ pub(super) async fn rotate(
                 let text = format!("warning {used}; it will be refused");
                 context.printer.talk(&text);
             }
-            tell_left_behind(context, &domain, clients.as_ref())?;
+            // Advice must not stop the end of an authority that was stolen.
+            if let Err(failure) = tell_left_behind(context, &domain, clients.as_ref()) {
+                let text = format!("warning nobody knows who is left behind: {failure}");
+                context.printer.talk(&text);
+            }
             let gone = domain.retire_authorities()?;
             if gone.is_empty() {
                 context
@@ -180,16 +185,19 @@ fn tell_left_behind(
     let seen = seen.map(|(seen, present)| seen.holders_of(present));
     let behind = domain.left_behind(&seen.unwrap_or_default(), clock::now())?;
     if let Some(until) = behind.until {
-        let until = time(until);
+        let until = match until {
+            Until::Time(until) => format!("until {}", time(until)),
+            Until::Unknown => "for a day at most".to_owned(),
+        };
         let holders = behind.holders.iter();
         let holders = named(holders.map(|one| format!("{} ({})", one.name, one.public)));
         let text = match holders {
             None => format!(
-                "certificates of the former authority of clients last until {until}; every registered holder has been \
+                "certificates of the former authority of clients last {until}; every registered holder has been \
                  seen with a new one, or was issued one since"
             ),
             Some(holders) => format!(
-                "warning certificates of the former authority of clients last until {until}, and these registered \
+                "warning certificates of the former authority of clients last {until}, and these registered \
                  holders have not been seen with a new one: {holders}; one that is off and has an old one is refused \
                  when it comes back (DL0136): give it another with `diloctl auth issue NAME`, or \
                  `diloctl worker reissue NAME` where its key lies elsewhere"
