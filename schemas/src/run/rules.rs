@@ -126,6 +126,11 @@ pub enum Comparison {
 }
 
 impl Comparison {
+    /// The ratio of norms of a new run that says nothing else.
+    pub const NORM_RATIO_MAX: f64 = 4.0;
+    /// The least cosine of a new run that says nothing else.
+    pub const COSINE_MIN: f64 = -0.25;
+
     /// The comparison of norms and chunks alone.
     pub const fn of_norms(norm_ratio_max: f64) -> Self {
         Self::Others {

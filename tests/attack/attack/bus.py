@@ -174,7 +174,9 @@ async def a_flood_of_questions_stops_nobody_else(facts: dict) -> None:
 
 
 @case()
-async def two_hundred_connections_of_one_worker_stop_nobody_else(facts: dict) -> None:
+async def two_hundred_connections_of_one_worker_stop_nobody_else(facts: dict) -> str:
+    """While they stand, other workers connect, and are answered."""
+
     async def one():
         try:
             return await Wire.connect(facts, "thief")
@@ -182,9 +184,17 @@ async def two_hundred_connections_of_one_worker_stop_nobody_else(facts: dict) ->
             return None
 
     wires = [wire for wire in await asyncio.gather(*(one() for _ in range(200))) if wire]
-    assert wires, "at least one is connected"
+    assert len(wires) > 100, f"only {len(wires)} are connected"
+    for who, run in [("stranger", "other_run"), ("victim", "run")]:
+        other = await Wire.connect(facts, who)
+        answer = await other.ask(f"diloco.request.{facts[run]}.{other.key}.lease.claim", b"x")
+        withstood(refusal(answer) is not None, f"{who} was not answered beside {len(wires)} connections")
+        await other.close()
+    stand = sum(wire.client.is_connected for wire in wires)
+    assert stand > 100, f"only {stand} stood all the while"
     for wire in wires:
         await wire.close()
+    return f"{stand} connections"
 
 
 @case()

@@ -26,9 +26,10 @@ async def what_another_said_counts_for_nothing_in_ones_own_name(facts: dict) -> 
 
 @case("FG-11", "TL-02")
 async def each_byte_of_each_message_can_be_wrong(facts: dict) -> None:
-    """Every altered message is answered, and no answer says that something was done for another."""
+    """Every altered message is answered, and no answer says that something was done. The test looks
+    afterwards for leases and members that are others than before."""
     wire = await Wire.connect(facts, "thief")
-    unanswered, refused = [], 0
+    unanswered, done, refused = [], [], 0
     for verb, payload in facts["overheard"].items():
         if verb == "event":
             continue
@@ -45,8 +46,11 @@ async def each_byte_of_each_message_can_be_wrong(facts: dict) -> None:
                     unanswered.append((verb, place))
             elif refusal(answer):
                 refused += 1
+            else:
+                done.append((verb, place, answer))
     await wire.close()
     withstood(not unanswered, f"no answer to {unanswered[:5]}")
+    withstood(not done, f"{len(done)} altered messages were obeyed: {done[:3]}")
     assert refused > 50, f"only {refused} altered messages were refused"
 
 

@@ -81,10 +81,12 @@ async def keys_that_the_store_does_not_know_open_nothing(facts: dict) -> None:
 
 
 class Http:
-    """Requests as they are written, without a library's help."""
+    """Requests as they are written, without a library's help; from an address of this machine, if
+    one is given."""
 
-    def __init__(self, facts: dict):
-        self.pool = urllib3.PoolManager(ca_certs=facts["ca"], retries=False)
+    def __init__(self, facts: dict, address: str | None = None):
+        source = {"source_address": (address, 0)} if address else {}
+        self.pool = urllib3.PoolManager(ca_certs=facts["ca"], retries=False, **source)
 
     async def status(
         self, method: str, href: str, headers: dict, body: bytes | None = None, wait: float = 20.0
@@ -144,6 +146,43 @@ async def an_overheard_url_works_for_its_object_and_method_only(facts: dict) -> 
         for more in [{"x-amz-copy-source": "/blobs/" + facts["object"]["key"]}, {"Host": "elsewhere"}]:
             status = await http.status(grant["method"], grant["href"], {**grant["headers"], **more}, b"x")
             withstood(refused(status), f"{grant['method']} with {list(more)}: {status}")
+
+
+# What was refused and must be told, by the address it came from, of which each kind has its own:
+# the kind, method and bucket, and the reason. The record is read last.
+MISUSED: dict[str, tuple[str, str, str]] = {}
+
+
+@case("TL-18", "TL-20", "TL-27", "TL-29")
+async def each_kind_of_misused_url_is_refused_and_told_with_its_reason(facts: dict) -> None:
+    """See `told.py` for the second half."""
+    once, put, ended = facts["once"], facts["put"], facts["ended"]
+    assert await Http(facts).status("GET", once["href"], once["headers"]) == 200, "the URL itself works"
+    victim, thief = facts["holders"]["victim"]["key"], facts["holders"]["thief"]["key"]
+    hexadecimal = facts["object"]["hex"]
+
+    def replaced(grant: dict, old: str, new: str) -> str:
+        assert old in grant["href"], f"{old} is not in the URL"
+        return grant["href"].replace(old, new)
+
+    signature = dict(parse_qsl(urlsplit(put["href"]).query))["X-Amz-Signature"]
+    forged = ("0" if signature[0] != "0" else "1") + signature[1:]
+    no_match = "SignatureDoesNotMatch"
+    kinds = {
+        "used up": ("GET", once["href"], once, "blobs", "its object was read with it"),
+        "ended": ("GET", ended["href"], ended, "blobs", "Request has expired"),
+        "another object's": ("GET", replaced(once, hexadecimal, "0" * 64), once, "blobs", no_match),
+        "another worker's place": ("PUT", replaced(put, f"/{victim}/", f"/{thief}/"), put, "incoming", no_match),
+        "altered": ("PUT", replaced(put, signature, forged), put, "incoming", no_match),
+        "another method's": ("PUT", once["href"], once, "blobs", no_match),
+    }
+    for number, (kind, (method, href, grant, bucket, reason)) in enumerate(kinds.items()):
+        # A sender is told with its first refusals one by one; so each kind has a sender.
+        address = f"127.0.1.{number + 1}"
+        body = bytes.fromhex(put["bytes"]) if method == "PUT" else None
+        status = await Http(facts, address).status(method, href, grant["headers"], body)
+        withstood(status == 403, f"a URL that is {kind}: {status}")
+        MISUSED[address] = (kind, f"{method} {bucket}", reason)
 
 
 @case("TL-18", "TL-26")

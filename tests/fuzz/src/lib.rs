@@ -17,6 +17,7 @@
 //! | `target/files` | what people carry: trust bundles, invitations, releases, policies, sealed shares |
 //! | `target/cores` | the handlers of coordinator, registrar, audit service, and a checkpoint |
 //! | `target/worker` | the handler of a worker |
+//! | `target/asked` | questions about the log: the audit service's handler, and the folder that answers |
 //! | `target/store` | the S3 store, by its socket |
 //! | `change` | the changes that tests try |
 

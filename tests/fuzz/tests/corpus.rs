@@ -75,6 +75,7 @@ replays![
     coordinator,
     worker,
     intake,
+    question,
     store,
 ];
 

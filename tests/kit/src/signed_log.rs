@@ -88,6 +88,11 @@ impl SignedLog {
         (head, note)
     }
 
+    /// The files of the log, by their names: tiles and bundles. The newest head is not among them.
+    pub const fn files(&self) -> &BTreeMap<String, Vec<u8>> {
+        &self.files
+    }
+
     /// The number of entries under the newest head; 0 without one.
     pub fn size(&self) -> u64 {
         self.newest.as_ref().map_or(0, |(head, _)| head.size)

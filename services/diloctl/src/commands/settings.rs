@@ -166,9 +166,6 @@ pub(crate) struct PolicySettings {
     pub(crate) closing: Closing,
 }
 
-/// The default of `policy.cosine_min`; `services/worker/torch/tests/poisoning.rs` has measured it.
-const COSINE_MIN: f64 = -0.25;
-
 impl Default for RunSettings {
     /// Settings of the demonstration: a small decoder over bytes on two CPU workers, minutes long.
     fn default() -> Self {
@@ -253,8 +250,9 @@ impl Default for PolicySettings {
             lease: ConfigDuration::from_secs(30),
             silence_max: ConfigDuration::from_secs(60),
             norm_max: 0.0,
-            norm_ratio_max: 4.0,
-            cosine_min: COSINE_MIN,
+            // `services/worker/torch/tests/poisoning.rs` measures what both keep out.
+            norm_ratio_max: Comparison::NORM_RATIO_MAX,
+            cosine_min: Comparison::COSINE_MIN,
             loss_ratio_max: 0.0,
             strikes_max: 3,
             pace_ratio_max: 50,

@@ -19,7 +19,7 @@ use merge::{ContributionChunk, Momentum, Rule, SeededRounding, codec, tensor_pie
 use model::{LlamaConfig, ModelConfig};
 use schemas::data::Shard;
 use schemas::run::{
-    CodecKind, Combination, InnerOptimizer, OuterOptimizer, Precision, TrainerKind,
+    CodecKind, Combination, Comparison, InnerOptimizer, OuterOptimizer, Precision, TrainerKind,
 };
 use schemas::{Bytes, Digest, ObjectRef, Steps};
 use torch::{DeviceChoice, TorchOptions, TorchTrainer};
@@ -39,9 +39,9 @@ const INNER: InnerOptimizer = InnerOptimizer {
     ..InnerOptimizer::adamw(2e-3)
 };
 /// The default of `policy.norm_ratio_max`.
-const NORM_RATIO_MAX: f64 = 4.0;
+const NORM_RATIO_MAX: f64 = Comparison::NORM_RATIO_MAX;
 /// The default of `policy.cosine_min`.
-const COSINE_MIN: f32 = -0.25;
+const COSINE_MIN: f32 = Comparison::COSINE_MIN as f32;
 
 /// The work of the hostile worker, which is the last.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options};
-use identity::claims::UserClaims;
-use identity::jwt::{Subject, mint};
-use identity::{ConnectionKey, Credentials, Domain, InitOptions, Issued, KeyKind, SigningKey};
+use identity::claims::{AccountClaims, UserClaims};
+use identity::jwt::{self, Subject, mint};
+use identity::{
+    ConnectionKey, Credentials, Domain, InitOptions, Issued, KeyKind, SigningKey, StoreKeys, UrlsOf,
+};
+use objects::{Endpoint, Signer, StoreClock, Trust};
 use runtime::clock;
 use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
 use schemas::contribution::{Fate, StageRequest, SubmitReply, SubmitRequest};
@@ -27,6 +30,7 @@ use schemas::subject::{AUDIT_STREAM, LEDGER_STREAM, Verb, events_stream};
 use schemas::view::RunPhase;
 use schemas::{
     Bytes, Code, Digest, Message as _, Millis, ObjectRef, PublicKey, RunId, Steps, UnixMillis, V,
+    WorkerId,
 };
 use serde_json::{Value, json};
 
@@ -141,6 +145,25 @@ impl Stage {
         path
     }
 
+    /// Credentials made by hand in which everything is right.
+    fn made(&self, name: &str) -> PathBuf {
+        let hour = clock::now().after(Millis::from_secs(3600));
+        self.mint(name, &self.signer(Role::Worker), None, hour)
+    }
+
+    /// The token of the tenant's account, which is in the broker's configuration.
+    fn account_token(&self) -> String {
+        let config = self.cluster.domain().layout().broker_generated();
+        let config = fs::read_to_string(config.join("auth.conf")).unwrap();
+        let tenant = self.cluster.domain().tenant().unwrap();
+        let mut words = config.split(|c: char| c.is_whitespace() || "\",".contains(c));
+        let of_tenant = words.find(|word| {
+            let token = jwt::verify::<AccountClaims>(word, clock::now());
+            token.is_ok_and(|token| token.subject.as_str() == tenant.as_str())
+        });
+        of_tenant.expect("the tenant has an account").to_owned()
+    }
+
     fn issued(&self, role: Role, name: &str, run: &RunId) -> Issued {
         let run = role.is_tenant().then_some(run);
         self.cluster
@@ -176,6 +199,8 @@ impl Stage {
             "streams": [AUDIT_STREAM, LEDGER_STREAM, "WORK", "KV_state", &events_stream(&tenant)],
             "holders": serde_json::Map::from_iter(holders),
             "bad_credentials": self.bad_credentials().await,
+            "made_credentials": self.made("made"),
+            "account_token": self.account_token(),
             "overheard": self.overheard(),
             "object": {
                 "key": format!("sha256/{}/{}", &self.spec.data.digest.hex()[..2], self.spec.data.digest.hex()),
@@ -183,6 +208,8 @@ impl Stage {
             },
             "question": {"verb": Verb::Get.to_string(), "hex": hex(&self.question().encode())},
             "get": self.url_to_read().await,
+            "once": self.url_to_read().await,
+            "ended": self.url_that_ended(),
             "put": self.url_to_upload(0.002).await,
             "used": self.used_url().await,
         })
@@ -263,6 +290,19 @@ impl Stage {
         request_of(&granted.grants[0])
     }
 
+    /// The URL that the coordinator signed an hour ago for the run's data.
+    fn url_that_ended(&self) -> Value {
+        let layout = self.cluster.domain().layout();
+        let keys = StoreKeys::read(&layout.coordinators_store_keys()).unwrap();
+        let ca = Trust::Authority(fs::read(layout.ca()).unwrap());
+        let endpoint = Endpoint::new(&self.cluster.store_url(), "us-east-1", ca).unwrap();
+        let signer = Signer::new(&endpoint, &keys, StoreClock::default()).unwrap();
+        let run = UrlsOf::Run(self.cluster.run().clone());
+        let ago = UnixMillis(clock::now().get() - 3_600_000);
+        let signed = signer.deriving(true).of(&run);
+        request_of(&signed.get(self.spec.data.digest, ago))
+    }
+
     async fn url_to_upload(&self, value: f32) -> Value {
         let bytes = chunk(&self.spec, value);
         let granted = self
@@ -286,6 +326,16 @@ impl Stage {
         request["bytes"] = hex(&bytes).into();
         self.victim.send(&grant, bytes).await;
         request
+    }
+
+    /// Who is a member, with which lease and how many accepted results.
+    async fn held(&self) -> Vec<(WorkerId, bool, Option<LeaseRef>, u64)> {
+        let operator = self.cluster.operator().await;
+        let workers = operator.workers(self.cluster.run()).await;
+        let held = workers
+            .into_iter()
+            .map(|one| (one.worker, one.member, one.lease, one.accepted));
+        held.collect()
     }
 
     /// The victim keeps its lease until it is told that the attacks are over.
@@ -453,11 +503,20 @@ async fn tl_02_tl_11_tl_25_foreign_clients_get_nothing_that_is_not_theirs() {
     let mut stage = Stage::set().await;
     let run = stage.cluster.run().clone();
     let objects = names(&stage.cluster.path("store/blobs"));
+    let held = stage.held().await;
     let said = stage.attack(&clients).await;
     eprintln!("{said}");
     assert!(said.lines().count() > 20, "{said}");
 
-    // Nothing was joined, merged or published meanwhile.
+    // Nothing was joined, leased, merged or published meanwhile.
+    assert_eq!(stage.held().await, held);
+    let holders = held
+        .iter()
+        .filter_map(|(worker, _, lease, _)| Some((worker, (*lease)?)));
+    assert_eq!(
+        holders.collect::<Vec<_>>(),
+        [(&stage.victim.worker, stage.lease)]
+    );
     let operator = stage.cluster.operator().await;
     let view = operator.run(&run).await.unwrap().view;
     assert_eq!((view.round.get(), view.phase), (0, RunPhase::Training));

@@ -1,11 +1,12 @@
-//! A worker whose contribution has the usual length and points against those of the others is left
-//! out of the merge by default, with a reason that the ledger, the run's view and the audit name.
+//! A worker whose contribution has the usual length and points against those of the others, or that
+//! points with them and is many times as long, is left out of the merge by default, with a reason
+//! that the ledger, the run's view and the audit name.
 
 use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options};
 use schemas::contribution::Fate;
 use schemas::event::LedgerEvent;
-use schemas::run::RunSpec;
+use schemas::run::{Comparison, RunSpec};
 use schemas::{Code, Round};
 
 use crate::recompute::auditor;
@@ -96,6 +97,65 @@ async fn a_flipped_sign_is_left_out_by_default_and_the_record_says_why() {
         .diloctl_ok(&[&arguments[..], &objects].concat())
         .await;
     assert!(said.contains("verified"), "{said}");
+}
+
+/// Three workers, of which the last hands in what is too long by the default ratio: just, and a
+/// hundred times as long; and once what is just short enough.
+#[tokio::test]
+async fn fg_16_a_contribution_many_times_as_long_is_left_out_by_default_and_a_shorter_one_is_not() {
+    let cluster = Cluster::start(Options::default(), 0).await;
+    let ratio = Comparison::NORM_RATIO_MAX as f32;
+    let times = [0.75 * ratio, 1.25 * ratio, 25.0 * ratio];
+    assert_eq!(times, [3.0, 5.0, 100.0], "what the pages say");
+    Recipe::scripted(times.len() as u64, 3)
+        .create(&cluster)
+        .await;
+    let mut workers = Vec::new();
+    for name in ["worker-0", "worker-1", "worker-2"] {
+        let worker = Scripted::connect(&cluster, name).await;
+        let spec = worker.join().await;
+        workers.push((worker, spec));
+    }
+    let mut hostile = Vec::new();
+    for (round, times) in times.into_iter().enumerate() {
+        for (at, (worker, spec)) in workers.iter().enumerate() {
+            let lease = worker.claim().await.lease;
+            assert_eq!(lease.unit.round, Round(round as u64));
+            // No two are alike, in no round.
+            let own = 1e-5 * (1.0 + 0.01 * (3 * round + at) as f32);
+            let bytes = contribution(spec, 1e-5, own);
+            let bytes = match at {
+                2 => bytes
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .flat_map(|value| (f32::from_le_bytes(*value) * times).to_le_bytes())
+                    .collect(),
+                _ => bytes,
+            };
+            let object = worker.upload(lease, bytes).await;
+            let result = Scripted::contribution(spec, vec![object]);
+            let told = worker.submit(spec, lease, result).await;
+            told.unwrap_or_else(|error| panic!("{times} times: {error}"));
+            if at == 2 {
+                hostile.push(lease.unit.index);
+            }
+        }
+    }
+    let view = cluster.operator().await.until_complete(cluster.run()).await;
+    let ledger = cluster.evidence().await.ledger().await;
+    let sealed = ledger.iter().filter_map(|event| match event {
+        LedgerEvent::RoundSealed { left_out, .. } => Some(left_out.clone()),
+        _ => None,
+    });
+    let expected = [
+        vec![],
+        vec![(hostile[1], Code::NormOutlier)],
+        vec![(hostile[2], Code::NormOutlier)],
+    ];
+    assert_eq!(sealed.collect::<Vec<_>>(), expected);
+    let shown = view.left_out.iter().map(|one| (one.unit.index, one.code));
+    assert_eq!(shown.collect::<Vec<_>>(), expected.concat());
 }
 
 /// The chunks of the round before, handed in again by their maker under a new lease and a new

@@ -12,7 +12,7 @@ use schemas::blob::{GetRequest, Grants, PutRequest};
 use schemas::contribution::{Contribution, Fate, StageRequest, SubmitReply};
 use schemas::control::{Query, ViewRequest};
 use schemas::event::LedgerEvent;
-use schemas::lease::{Done, LeaseRef, ReleaseRequest, RenewReply, RenewRequest};
+use schemas::lease::{Done, LeaseRef, ReleaseRequest, RenewReply, RenewRequest, UnitId, UnitKind};
 use schemas::limits::WORKER_MESSAGE_BYTES_MAX;
 use schemas::member::{Layer, LeaveRequest, OpenLayer};
 use schemas::run::{RunSpec, TrainerKind};
@@ -20,7 +20,9 @@ use schemas::subject::{
     ControlVerb, Verb, control_subject, heartbeat_subject, worker_event_subject,
 };
 use schemas::view::RunPhase;
-use schemas::{Bytes, Code, Digest, Epoch, Message, Millis, ObjectRef, Steps, Tokens, V};
+use schemas::{
+    Bytes, Code, Digest, Epoch, Message, Millis, ObjectRef, Round, Steps, Tokens, UnitIndex, V,
+};
 
 /// A cluster with store, coordinator and audit service, whose workers are all scripted; one unit a
 /// round.
@@ -436,6 +438,109 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
     assert_eq!(done, Done::default());
     // The unit goes to a worker that waits for one.
     assert_eq!(other.claim().await.lease.unit, lease.unit);
+}
+
+/// A lease of a round that is not, in every message that names one. `tl_01`: a worker is not
+/// believed what round it is.
+#[tokio::test]
+async fn tl_01_a_lease_of_another_round_is_nobodys_in_any_message() {
+    let cluster = stage().await;
+    let run = cluster.run().clone();
+    let scripted = Scripted::connect(&cluster, "worker-0").await;
+    let spec = scripted.join().await;
+    let own = scripted.claim().await.lease;
+    let object = ObjectRef::of(&chunk(&spec, 0.001, 0.0));
+    let of = |round: u64, kind: UnitKind, index: u32, epoch: u64| LeaseRef {
+        unit: UnitId {
+            round: Round(round),
+            kind,
+            index: UnitIndex(index),
+        },
+        epoch: Epoch(epoch),
+    };
+    let train = UnitKind::Train;
+    let spoofed = [
+        of(1, train, 0, own.epoch.0),
+        of(u64::MAX, train, 0, own.epoch.0),
+        of(0, train, 1, own.epoch.0),
+        of(0, train, u32::MAX, own.epoch.0),
+        of(0, UnitKind::Evaluate, 0, own.epoch.0),
+        of(0, train, 0, u64::MAX),
+    ];
+    let mut expected = Vec::new();
+    for lease in spoofed {
+        let renew = RenewRequest {
+            v: V,
+            lease,
+            steps_done: Steps(1),
+            bytes_moved: Bytes(0),
+        };
+        let release = ReleaseRequest {
+            v: V,
+            lease,
+            reason: "mine".to_owned(),
+        };
+        let put = PutRequest {
+            v: V,
+            lease,
+            objects: vec![object],
+        };
+        let stage = StageRequest {
+            v: V,
+            lease,
+            index: 0,
+            object,
+        };
+        let result = Scripted::contribution(&spec, vec![object]);
+        let messages = [
+            (Verb::Renew, renew.encode()),
+            (Verb::Release, release.encode()),
+            (Verb::Put, put.encode()),
+            (Verb::Stage, stage.encode()),
+            (Verb::Submit, scripted.result(&spec, lease, result).encode()),
+        ];
+        for (verb, message) in messages {
+            let code = scripted.refused_raw(verb, message).await;
+            assert_eq!(code, Some(Code::LeaseUnknown), "{verb} with {lease}");
+            expected.push((verb.to_string(), Code::LeaseUnknown));
+        }
+    }
+    // The own lease stands, and its result is the only one.
+    let object = scripted.upload(own, chunk(&spec, 0.001, 0.0)).await;
+    let result = Scripted::contribution(&spec, vec![object]);
+    let told = scripted.submit(&spec, own, result).await;
+    assert_eq!(told.expect("it fits").fate, Fate::Merged);
+    cluster
+        .operator()
+        .await
+        .until(&run, harness::PATIENCE, |view| view.round.get() == 1)
+        .await;
+    let ledger = cluster.evidence().await.ledger().await;
+    let mut denied = Vec::new();
+    let mut suppressed_later = 0;
+    for event in &ledger {
+        match event {
+            LedgerEvent::RequestDenied {
+                verb,
+                code,
+                suppressed,
+                ..
+            } => {
+                denied.push((verb.clone(), *code));
+                suppressed_later += suppressed;
+            }
+            LedgerEvent::LeaseGranted { lease, .. } => {
+                assert!(!spoofed.contains(lease), "{lease} was granted");
+            }
+            LedgerEvent::ContributionAccepted { lease, .. } => assert_eq!(*lease, own),
+            LedgerEvent::ContributionRejected { lease, .. } => panic!("{lease} was looked at"),
+            _ => {}
+        }
+    }
+    // The ledger takes a few refusals of one sender at once; these are the first ones.
+    assert_eq!(suppressed_later, 0);
+    assert!(denied.len() >= 16, "{denied:?}");
+    assert_eq!(denied, expected[..denied.len()]);
 }
 
 #[tokio::test]

@@ -129,6 +129,34 @@ async fn tl_14_fg_17_ones_own_messages_again_and_in_reverse_change_nothing() {
     }
     let stands = lasting().await;
     assert_eq!(stands, stood, "nothing happened");
+    // TL-29: each refusal is an event with its reason, and there is none beside.
+    let ledger = cluster.evidence().await.ledger().await;
+    let denied = ledger.iter().filter_map(|event| match event {
+        LedgerEvent::RequestDenied {
+            worker,
+            verb,
+            code,
+            suppressed,
+            ..
+        } => {
+            assert_eq!((worker, *suppressed), (&scripted.worker, 0));
+            Some((verb.clone(), *code))
+        }
+        _ => None,
+    });
+    let mut denied: Vec<(String, Code)> = denied.collect();
+    let mut expected: Vec<(String, Code)> = recorded
+        .iter()
+        .enumerate()
+        .filter_map(|(place, (verb, _))| match verb {
+            _ if place < replaced => Some((verb.to_string(), Code::Replaced)),
+            Verb::Submit => None,
+            _ => Some((verb.to_string(), Code::LeaseLost)),
+        })
+        .collect();
+    denied.sort();
+    expected.sort();
+    assert_eq!(denied, expected);
     let accepted = |event: &&LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { .. });
     assert_eq!(stands.iter().filter(accepted).count(), 1);
     let view = operator.run(&run).await.unwrap().view;

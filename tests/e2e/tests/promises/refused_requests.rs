@@ -278,8 +278,8 @@ fn older(cluster: &Cluster, denied: &[&str]) -> String {
     mint(&subject, account.claims, &signer, now).unwrap()
 }
 
-/// Gives the broker a token of an account.
-async fn push(cluster: &Cluster, token: String) {
+/// Gives the broker a token of an account, with the credentials `older` of an account writer.
+pub(crate) async fn push(cluster: &Cluster, token: String) {
     let writer = cluster.connect(Role::AccountWriter, "older").await;
     let headers = async_nats::HeaderMap::new();
     let answer = writer

@@ -1,14 +1,15 @@
 //! Secure aggregation: the coordinator merges masked contributions and learns their sum alone, also
 //! when a worker is gone; and a run with settings that need a contribution by itself is refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use e2e::Recipe;
 use harness::{Cluster, Evidence, Options, Scripted};
 use identity::{AuditKey, TrustBundle};
+use masking::{FixedPoint, unmask};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
-use schemas::masking::{CohortSeal, CohortStatement};
+use schemas::masking::{CohortSeal, CohortStatement, UnitKey, Unmasking};
 use schemas::{Code, Digest, Epoch, Message as _, Round, UnitIndex};
 
 const UNITS: u32 = 4;
@@ -45,6 +46,29 @@ async fn refused(cluster: &Cluster, units: &str, threshold: &str, setting: (&str
     let output = cluster.diloctl(&arguments).await;
     assert!(!output.status.success(), "{setting:?}: {}", output.stdout);
     output.stderr
+}
+
+/// What is left of these contributions, as the root of the mean square of their sum's words, when
+/// the own mask of each is taken off: a part of the largest word. Noise without a pattern has the
+/// root of a third.
+fn left(cohort: Digest, seeds: &[UnitKey], chunks: &[&[u8]]) -> f64 {
+    let unmasking = Unmasking {
+        cohort,
+        seeds: seeds.to_vec(),
+        masking: vec![],
+        gone: vec![],
+    };
+    // Every word is in the range of this one, and stands for itself.
+    let largest = f64::from(i32::MAX);
+    let words = FixedPoint::new(largest - 1.0, 1);
+    let mean = unmask(&unmasking, &words, 0, chunks).expect("a sum of whole words");
+    let (values, rest) = mean.as_chunks::<4>();
+    assert!(rest.is_empty() && values.len() > 1000, "{}", values.len());
+    let squares = values.iter().map(|value| {
+        let word = f64::from(f32::from_le_bytes(*value)) * chunks.len() as f64;
+        (word / largest).powi(2)
+    });
+    (squares.sum::<f64>() / values.len() as f64).sqrt()
 }
 
 /// The events of the ledger so far.
@@ -106,18 +130,40 @@ async fn tl_17_the_coordinator_merges_masked_contributions_and_learns_their_sum_
     let names = ["worker-0", "worker-1", "worker-2", "worker-3"];
     cluster.end_well(&names).await;
     let (mut sealed, mut unmasked, mut contributions) = (0, 0, 0);
+    let mut uploads = BTreeMap::new();
     for event in ledger(cluster.evidence().await).await {
         match event {
             LedgerEvent::CohortSealed { members, .. } => {
                 sealed += 1;
                 assert_eq!(members.len(), UNITS as usize);
             }
-            LedgerEvent::RoundUnmasked { .. } => unmasked += 1,
+            LedgerEvent::RoundUnmasked { secrets, .. } => {
+                unmasked += 1;
+                // Whose own mask is known has those of the pairs left, and its words say nothing.
+                let (cohorts, chunks): (Vec<Digest>, Vec<Vec<u8>>) =
+                    std::mem::take(&mut uploads).into_values().unzip();
+                let chunks: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
+                for (secret, chunk) in secrets.iter().zip(&chunks) {
+                    let one = left(cohorts[0], &[*secret], &[chunk]);
+                    assert!((one - (1.0_f64 / 3.0).sqrt()).abs() < 0.03, "{one}");
+                }
+                // Of all of them together nothing but the sum is left.
+                let all = left(cohorts[0], &secrets, &chunks);
+                assert!(all > 0.0 && all < 0.1, "{all}");
+            }
             LedgerEvent::CohortDissolved { .. } => panic!("nobody was gone"),
             LedgerEvent::ContributionAccepted {
-                contribution, norm, ..
+                lease,
+                contribution,
+                norm,
+                ..
             } => {
                 contributions += 1;
+                let hex = contribution.chunks.objects()[0].digest.hex();
+                let path = format!("store/blobs/sha256/{}/{hex}", &hex[..2]);
+                let chunk = std::fs::read(cluster.path(&path)).unwrap();
+                let cohort = contribution.cohort.expect("it is masked");
+                uploads.insert(lease.unit.index, (cohort, chunk));
                 // Nothing about one contribution is told: not its norm, not its loss.
                 assert_eq!((contribution.loss, norm), (0.0, 0.0));
             }

@@ -18,7 +18,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 const WRONG_USAGE: u8 = 2;
 
 /// A cluster whose run is complete, and whose events are all under a head.
-async fn trained() -> Cluster {
+pub(crate) async fn trained() -> Cluster {
     let mut cluster = Cluster::start(Options::default(), 1).await;
     cluster.kept().await;
     // It publishes a head over everything before it ends.
@@ -35,7 +35,12 @@ async fn trained() -> Cluster {
 }
 
 /// Asserts the exit status, and that each part is in what the command said.
-async fn ends(cluster: &Cluster, arguments: &[&str], status: u8, parts: &[&str]) -> String {
+pub(crate) async fn ends(
+    cluster: &Cluster,
+    arguments: &[&str],
+    status: u8,
+    parts: &[&str],
+) -> String {
     let output = cluster.diloctl(arguments).await;
     let text = format!("{}{}", output.stdout, output.stderr);
     let got = output.status.code();

@@ -1,5 +1,6 @@
 //! The list of targets.
 
+mod asked;
 mod cores;
 mod files;
 mod keys;
@@ -143,6 +144,13 @@ pub const TARGETS: &[Target] = &[
         seeds: cores::arrivals,
         run: cores::arrival,
         changes: 2_000,
+    },
+    Target {
+        name: "question",
+        reads: "questions about the log under any subject, answered out of a folder of a log",
+        seeds: asked::questions,
+        run: asked::question,
+        changes: 5_000,
     },
     Target {
         name: "store",

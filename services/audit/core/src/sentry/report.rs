@@ -44,6 +44,8 @@ struct Claims {
     name: String,
     /// In seconds; none for a token without an end.
     exp: Option<u64>,
+    /// In seconds; none for a token that was valid at once.
+    nbf: Option<u64>,
 }
 
 impl Client {
@@ -129,6 +131,9 @@ pub fn of_report(now: UnixMillis, subject: &str, payload: &[u8]) -> Option<Sight
                 None => ": the token cannot be read",
                 Some(Claims { exp: Some(exp), .. }) if exp.saturating_mul(1000) <= now.get() => {
                     ": the token has ended"
+                }
+                Some(Claims { nbf: Some(nbf), .. }) if nbf.saturating_mul(1000) > now.get() => {
+                    ": the token begins later"
                 }
                 Some(_) => "",
             };

@@ -423,8 +423,13 @@ fn tl_29_a_refused_login_says_what_its_token_claims() {
     );
     let user = key("C");
     let seconds = NOW.get() / 1000;
-    for (exp, more) in [(seconds, ": the token has ended"), (seconds + 1, "")] {
-        let claims = format!(r#"{{"sub":"{user}","name":"worker-1","exp":{exp}}}"#);
+    for (nbf, exp, more) in [
+        (seconds, seconds, ": the token has ended"),
+        (seconds, seconds + 1, ""),
+        (seconds + 1, seconds + 2, ": the token begins later"),
+        (u64::MAX, seconds, ": the token has ended"),
+    ] {
+        let claims = format!(r#"{{"sub":"{user}","name":"worker-1","nbf":{nbf},"exp":{exp}}}"#);
         let (claimed, name, reason) = of(&token(&claims));
         assert_eq!(claimed.as_ref().map(PublicKey::as_str), Some(user.as_str()));
         assert_eq!(
