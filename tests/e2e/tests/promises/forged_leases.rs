@@ -3,6 +3,7 @@
 //! now. Each is refused with a code and told in an event; no worker fetches an object or starts
 //! on a unit, and the next honest lease is trained.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
@@ -15,8 +16,10 @@ use schemas::answer::Addressee;
 use schemas::blob::{Grant, HttpAction, Method};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::lease::{
-    ClaimOutcome, ClaimReply, LeaseRef, MANIFEST_TYPE, Manifest, UnitId, UnitKind, Work,
+    ClaimOutcome, ClaimReply, ClaimRequest, LeaseRef, MANIFEST_TYPE, Manifest, UnitId, UnitKind,
+    Work,
 };
+use schemas::member::{JoinRequest, Session};
 use schemas::permission::Role;
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb};
 use schemas::run::RunSpec;
@@ -49,6 +52,8 @@ struct Forger {
     stranger: ManifestKey,
     /// Signs any bytes with the stranger's key.
     signs: nkeys::KeyPair,
+    /// The process that the next documents are for.
+    session: Cell<Session>,
 }
 
 fn encoded(bytes: &[u8]) -> String {
@@ -82,6 +87,7 @@ impl Forger {
             coordinator,
             stranger,
             signs,
+            session: Cell::new(Session(0)),
         }
     }
 
@@ -99,6 +105,7 @@ impl Forger {
             v: V,
             iss: self.coordinator.public().to_string(),
             aud: worker.clone(),
+            session: self.session.get(),
             nbf: seconds - 5,
             exp: seconds + lease.get() / 1000,
             iat: seconds,
@@ -352,11 +359,16 @@ impl Impostor {
         self.spec.model.initial.objects().iter().map(url).collect()
     }
 
-    /// Answers claims with these documents, one after another, and says that there is nothing when
-    /// they are over. Returns when each worker has asked for more, or one has begun to fetch.
-    async fn answer(&mut self, mut documents: BTreeMap<WorkerId, VecDeque<String>>) -> bool {
-        let mut waiting: BTreeSet<WorkerId> =
-            documents.keys().cloned().collect::<BTreeSet<WorkerId>>();
+    /// Answers claims of these workers with documents that are made for the process that claims
+    /// first, one after another, and says that there is nothing when they are over. Returns when
+    /// each worker has asked for more, or one has begun to fetch.
+    async fn answer(
+        &mut self,
+        mut waiting: BTreeSet<WorkerId>,
+        forge: impl Fn(&WorkerId, Session) -> VecDeque<String>,
+    ) -> bool {
+        let lied_to = waiting.clone();
+        let mut documents: BTreeMap<WorkerId, VecDeque<String>> = BTreeMap::new();
         while !waiting.is_empty() {
             let message = tokio::select! {
                 message = self.requests.next() => message.unwrap().expect("it is connected"),
@@ -373,6 +385,10 @@ impl Impostor {
                     return true;
                 }
                 continue;
+            }
+            if lied_to.contains(&worker) && !documents.contains_key(&worker) {
+                let claim = ClaimRequest::decode(&message.payload).unwrap();
+                documents.insert(worker.clone(), forge(&worker, claim.session));
             }
             let next = documents.get_mut(&worker).and_then(VecDeque::pop_front);
             let reply = match next {
@@ -411,6 +427,19 @@ fn worker_of(cluster: &Cluster, name: &str) -> WorkerId {
     public.as_str().parse().unwrap()
 }
 
+/// The forgeries for each worker that is lied to; the last worker is the other one in them.
+fn forgeries<'a>(forger: &Forger, workers: &'a [WorkerId]) -> BTreeMap<&'a WorkerId, Vec<Forged>> {
+    let [first, second, third, fourth, control] = workers else {
+        panic!("{workers:?}");
+    };
+    BTreeMap::from([
+        (first, forger.algorithms_and_keys(first)),
+        (second, forger.altered(second, control)),
+        (third, forger.misplaced(third, control)),
+        (fourth, forger.unbound(fourth)),
+    ])
+}
+
 #[tokio::test]
 async fn tl_09_tl_10_tl_11_tl_24_forged_leases_are_refused_by_workers_and_the_next_honest_one_is_trained()
  {
@@ -433,20 +462,15 @@ async fn tl_09_tl_10_tl_11_tl_24_forged_leases_are_refused_by_workers_and_the_ne
         cluster.spawn_worker(name, &[]);
     }
     let workers: Vec<WorkerId> = names.iter().map(|name| worker_of(&cluster, name)).collect();
-    let [first, second, third, fourth, control] = &workers[..] else {
-        panic!("{workers:?}");
+    let forged = forgeries(&forger, &workers);
+    let control = &workers[LIED_TO];
+    let lied_to = workers[..LIED_TO].iter().cloned().collect();
+    let forge = |worker: &WorkerId, session: Session| {
+        forger.session.set(session);
+        let all = forgeries(&forger, &workers).remove(worker).unwrap();
+        all.into_iter().map(|one| one.document).collect()
     };
-    let forged = BTreeMap::from([
-        (first, forger.algorithms_and_keys(first)),
-        (second, forger.altered(second, control)),
-        (third, forger.misplaced(third, control)),
-        (fourth, forger.unbound(fourth)),
-    ]);
-    let documents = forged.iter().map(|(worker, all)| {
-        let all = all.iter().map(|one| one.document.clone());
-        ((*worker).clone(), all.collect())
-    });
-    let fetched = impostor.answer(documents.collect()).await;
+    let fetched = impostor.answer(lied_to, forge).await;
     assert!(!fetched, "a worker began to fetch: {:?}", impostor.asked);
     let harmless = |verb: &Verb| matches!(verb, Verb::Join | Verb::Release);
     let mut asked = impostor.asked.iter();
@@ -465,9 +489,12 @@ async fn tl_09_tl_10_tl_11_tl_24_forged_leases_are_refused_by_workers_and_the_ne
     assert!(!ledger.iter().any(granted), "{ledger:?}");
 
     // A document that is in order has the impostor's URLs used: each forgery could have had that.
-    let sound = forger.signed(&forger.claims(control));
-    let sound = BTreeMap::from([(control.clone(), VecDeque::from([sound]))]);
-    assert!(impostor.answer(sound).await, "nothing was fetched");
+    let sound = |worker: &WorkerId, session: Session| {
+        forger.session.set(session);
+        VecDeque::from([forger.signed(&forger.claims(worker))])
+    };
+    let fetched = impostor.answer([control.clone()].into(), sound).await;
+    assert!(fetched, "nothing was fetched");
     drop(impostor);
 
     // The honest coordinator's leases are trained, by each of those who were lied to.
@@ -511,8 +538,14 @@ async fn tl_09_tl_10_tl_11_tl_24_forged_leases_are_refused_by_workers_and_the_ne
 #[tokio::test]
 async fn tl_24_an_order_with_any_character_altered_is_not_obeyed_by_a_running_worker() {
     let mut cluster = Cluster::broker(Options::default()).await;
+    let role = Role::Coordinator;
+    let thief = cluster.connect(role, role.name()).await;
+    let mut requests = thief.subscribe("diloco.request.>").await.unwrap();
     cluster.start_worker("worker-0", &[]).await;
     let worker = worker_of(&cluster, "worker-0");
+    // The process tells its session when it asks to join.
+    let join = requests.next().await.unwrap().expect("it is connected");
+    let session = JoinRequest::decode(&join.payload).unwrap().session;
     let key = ManifestKey::read(&cluster.domain().layout().manifest_key()).unwrap();
     let account = cluster.domain().tenant().unwrap();
     let run = cluster.run().clone();
@@ -523,6 +556,7 @@ async fn tl_24_an_order_with_any_character_altered_is_not_obeyed_by_a_running_wo
             iss: key.public().to_string(),
             run: run.clone(),
             aud: worker.clone(),
+            session,
             iat: now,
             exp: now + 600,
             jti: "one".to_owned(),
@@ -531,8 +565,6 @@ async fn tl_24_an_order_with_any_character_altered_is_not_obeyed_by_a_running_wo
         let subject = command_subject(&account, &run, &worker, verb);
         (subject, key.sign_document(COMMAND_TYPE, &command).unwrap())
     };
-    let role = Role::Coordinator;
-    let thief = cluster.connect(role, role.name()).await;
     let (subject, document) = order(CommandVerb::Stop);
     let characters = document.as_bytes();
     assert!(characters.len() > 400, "{document}");
