@@ -557,6 +557,7 @@ fn settings(checked: &Checked, worker: WorkerId, now: UnixMillis) -> Settings {
     let run = checked.run.clone();
     Settings {
         run,
+        domain: checked.trust.domain.as_str().to_owned(),
         worker,
         join,
         claim_wait: CLAIM_WAIT_MAX,

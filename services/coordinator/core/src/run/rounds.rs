@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ledger::{BudgetEnd, Run, Standing};
+use ledger::{BudgetEnd, Draw, Run, Standing};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::event::LedgerEvent;
 use schemas::foundry::{Order, Saved};
@@ -18,7 +18,6 @@ use crate::deadline::RunTimer;
 use crate::input::{Merged, ReplyId};
 use crate::run::RunRoom;
 use crate::run::closing::{due, to_compare};
-use crate::run::draw::Data;
 use crate::run::live::{Foundry, LiveRun, WeightsTask, backoff};
 use crate::run::objects::RefusedRead;
 use crate::turn::Turn;
@@ -106,7 +105,7 @@ impl RunRoom<'_> {
         if let Tokenizer::HuggingFace(object) = &manifest.tokenizer {
             readable.insert(object.digest);
         }
-        self.live.data = Some(Data::new(&self.run.spec, manifest));
+        self.live.data = Some(Draw::new(&self.run.spec, manifest));
         let refused = self.answer_reads(turn);
         self.repeat_grants(turn);
         self.serve(turn);
