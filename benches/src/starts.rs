@@ -177,6 +177,7 @@ fn round_events(spec: &RunSpec, round: u64) -> Vec<LedgerEvent> {
             norm: 1.5,
             statement: Digest::of(name.as_bytes()),
             signature: ByteArray::new([7; 64]),
+            provenance: Some(ByteArray::new([8; 64])),
         }
     }));
     let input = |unit: u32| SealedInput {

@@ -32,11 +32,16 @@ pub struct StageRequest {
 #[serde(deny_unknown_fields)]
 pub struct SubmitRequest {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The encoding of a [`Statement`], which is signed as it is and never encoded again.
     pub statement: ByteBuf,
     /// A signature by the worker's audit key, over the statement under its own domain prefix.
     pub signature: ByteArray<64>,
+    /// A signature by the same key over the [`Provenance`](crate::provenance::Provenance) of a
+    /// contribution, as a DSSE envelope has it; none for an evaluation. The coordinator makes the
+    /// signed bytes itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<ByteArray<64>>,
 }
 
 /// A worker's signed claims about a unit.
@@ -140,8 +145,8 @@ pub enum Fate {
     Abandoned,
 }
 
-/// A `contribution.submit`, decoded in full. Its signature is not checked yet: the check needs the
-/// key that the worker joined with.
+/// A `contribution.submit`, decoded in full. Its signatures are not checked yet: the check needs
+/// the key that the worker joined with.
 #[derive(Clone, Debug)]
 pub struct Submission {
     /// The statement, decoded.
@@ -150,6 +155,8 @@ pub struct Submission {
     pub bytes: Vec<u8>,
     /// The signature.
     pub signature: [u8; 64],
+    /// The signature over the provenance.
+    pub provenance: Option<[u8; 64]>,
 }
 
 impl TryFrom<SubmitRequest> for Submission {
@@ -161,6 +168,7 @@ impl TryFrom<SubmitRequest> for Submission {
             statement: Statement::decode(&bytes)?,
             bytes,
             signature: request.signature.into_array(),
+            provenance: request.provenance.map(ByteArray::into_array),
         })
     }
 }

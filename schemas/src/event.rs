@@ -155,6 +155,10 @@ pub enum LedgerEvent {
         norm: f64,
         statement: Digest,
         signature: ByteArray<64>,
+        /// Its worker's signature over its [`Provenance`](crate::provenance::Provenance); a ledger
+        /// of an earlier release has none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        provenance: Option<ByteArray<64>>,
     },
     /// A result was refused. `tokens` are rejected.
     ContributionRejected {

@@ -14,6 +14,7 @@ use crate::limits::FOUNDRY_BYTES_MAX;
 use crate::masking::Unmasking;
 use crate::member::Session;
 use crate::message::{V, message};
+use crate::provenance::MadeFrom;
 use crate::run::RunSpec;
 use crate::snapshot::{MergeInput, MergeRecord};
 use crate::sync::ComparedInput;
@@ -28,7 +29,7 @@ pub struct ScreeningId(pub u64);
 #[serde(deny_unknown_fields)]
 pub struct FoundryOrder {
     /// Version.
-    pub v: V<4>,
+    pub v: V<5>,
     /// The run of the foundry.
     pub run: RunId,
     /// The session of the coordinator that asks. Its numbers of checks begin anew in each session.
@@ -74,7 +75,7 @@ pub enum Order {
         /// The lease.
         lease: LeaseRef,
     },
-    /// Check a result (signature, objects at the store, layout, sizes, finite values, norm),
+    /// Check a result (signatures, objects at the store, layout, sizes, finite values, norm),
     /// promote its objects, and answer with [`Answer::Screened`]. The coordinator has checked the
     /// statement's lease, tokens and steps.
     Screen {
@@ -88,6 +89,9 @@ pub enum Order {
         statement: ByteBuf,
         /// The signature over it.
         signature: ByteArray<64>,
+        /// The provenance of a contribution; none for an evaluation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        provenance: Option<Box<SignedProvenance>>,
     },
     /// Compare the directions of a round's contributions, and answer with [`Answer::Compared`]. All
     /// have a norm above 0.
@@ -145,12 +149,22 @@ impl Order {
     }
 }
 
+/// The provenance of a contribution, as the coordinator knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedProvenance {
+    /// What it was made from.
+    pub from: MadeFrom,
+    /// The signature that its worker made over the statement.
+    pub signature: ByteArray<64>,
+}
+
 /// An answer from the foundry of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FoundryAnswer {
     /// Version.
-    pub v: V<4>,
+    pub v: V<5>,
     /// The run of the foundry.
     pub run: RunId,
     /// The session of the coordinator that asked; another session drops the answer.

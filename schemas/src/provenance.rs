@@ -1,14 +1,18 @@
-//! The provenance of a snapshot: an in-toto statement (v1) with a predicate of SLSA provenance
-//! (v1). It says what the snapshot consists of, what it was made from, and who made it. The
-//! coordinator that saves a snapshot signs the statement, in a DSSE envelope (crate `identity`),
-//! and stores it beside the snapshot; `snapshot-saved` names it.
+//! The provenance of an artifact: an in-toto statement (v1) with a predicate of SLSA provenance
+//! (v1). It says what the artifact consists of, what it was made from, and who made it. Its maker
+//! signs it in a DSSE envelope (crate `identity`).
 //!
-//! Contributions have no statement in this form: the worker's own signed statement
-//! ([`crate::contribution::Statement`]) names the same facts, and the ledger holds its digest and
-//! signature.
+//! | artifact | signed by | kept |
+//! | --- | --- | --- |
+//! | full snapshot | the coordinator that saves it | as an object, which `snapshot-saved` names |
+//! | contribution | its worker | as a signature in `contribution-accepted` |
+//! | data set | the operator who imports it | as an object, which a run's settings name |
 //!
-//! Everything here follows from the snapshot's manifest, the domain, and the maker, so one that is
-//! made again has the same bytes.
+//! Everything in a statement about a snapshot follows from the snapshot's manifest, the domain, and
+//! the maker, so one that is made again has the same bytes; so does one about a contribution.
+
+mod contribution;
+mod data;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{MergeInput, MergeRecord, Slot, SnapshotManifest};
 use crate::{Chunks, Digest, ObjectRef, PublicKey};
+
+pub use contribution::{CONTRIBUTION_TYPE, HandedIn, MadeFrom};
+pub use data::{DATA_TYPE, Import};
 
 /// The type of a statement, by in-toto.
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
@@ -27,14 +34,15 @@ pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 /// statement holds makes it `v2`.
 pub const BUILD_TYPE: &str = "urn:diloco:snapshot:v1";
 
-/// The statement about one snapshot.
+/// The statement about one artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
     /// [`STATEMENT_TYPE`].
     #[serde(rename = "_type")]
     pub kind: String,
-    /// The manifest, and every object of weights and outer state that it names. Where it names a
-    /// list, the list's digest fixes the chunks.
+    /// The objects that the artifact consists of: of a snapshot the manifest, and every object of
+    /// weights and outer state that it names. Where a list is named, the list's digest fixes the
+    /// chunks.
     pub subject: Vec<Resource>,
     /// [`PREDICATE_TYPE`].
     #[serde(rename = "predicateType")]
@@ -69,9 +77,9 @@ pub struct Predicate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BuildDefinition {
-    /// [`BUILD_TYPE`].
+    /// [`BUILD_TYPE`], [`CONTRIBUTION_TYPE`] or [`DATA_TYPE`].
     pub build_type: String,
-    /// The trust domain, the run, and the snapshot's round.
+    /// The trust domain, the run, and the snapshot's round or the contribution's lease.
     pub external_parameters: BTreeMap<String, String>,
     /// Everything that it was made from.
     pub resolved_dependencies: Vec<Resource>,
@@ -85,12 +93,15 @@ pub struct RunDetails {
     pub builder: Builder,
     /// This making.
     pub metadata: Metadata,
+    /// What came of it beside the artifact: the worker's statement about a contribution.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub byproducts: Vec<Resource>,
 }
 
 /// A process with a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Builder {
-    /// `nkey:` and the public key that signs the statement and the ledger.
+    /// `nkey:` and the public key that signs the statement and the maker's events.
     pub id: String,
     /// The release of each program that took part.
     pub version: BTreeMap<String, String>,
@@ -100,18 +111,18 @@ pub struct Builder {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
-    /// Run and round, in this domain.
+    /// Run and round, or run and lease, in this domain.
     pub invocation_id: String,
 }
 
-/// The process that vouches for a snapshot.
+/// The process that vouches for an artifact.
 #[derive(Clone, Copy, Debug)]
 pub struct Maker<'a> {
     /// The trust domain, as text.
     pub domain: &'a str,
     /// The key that signs.
     pub key: &'a PublicKey,
-    /// The release of the coordinator.
+    /// The release of the process.
     pub release: &'a str,
 }
 
@@ -165,9 +176,17 @@ impl Provenance {
                     metadata: Metadata {
                         invocation_id: format!("{}/{run}/{round}", maker.domain),
                     },
+                    byproducts: Vec::new(),
                 },
             },
         }
+    }
+}
+
+impl Provenance {
+    /// Its bytes, which are signed.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("texts are JSON")
     }
 }
 

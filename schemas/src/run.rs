@@ -33,6 +33,10 @@ pub struct RunSpec {
     pub model: ModelSpec,
     /// The data set: an object holding a `DataManifest`.
     pub data: ObjectRef,
+    /// The signed statement of the data set's provenance. Left out of the message if there is none,
+    /// so that settings of earlier releases keep their digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_provenance: Option<ObjectRef>,
     /// The numbers of rounds, units and steps.
     pub schedule: Schedule,
     /// The optimizer inside a unit.

@@ -155,6 +155,7 @@ impl Code {
                     | Self::ObjectForbidden
                     | Self::ManifestInvalid
                     | Self::StatementInvalid
+                    | Self::ProvenanceInvalid
                     | Self::UploadMissing
                     | Self::MaskKeysRefused
                     | Self::CohortOther
@@ -216,7 +217,7 @@ mod tests {
         const OF_SECURITY: &[u16] = &[
             103, 106, 110, 112, 121, 122, 134, 135, 136, 137, 138, 155, 202, 203, 207, 208, 214,
             215, 216, 217, 222, 223, 224, 225, 228, 230, 233, 234, 241, 309, 406, 410, 411, 412,
-            420, 506, 509, 517, 519, 748, 808,
+            420, 506, 509, 517, 519, 748, 795, 808,
         ];
         const ORDINARY: &[u16] = &[
             101, 102, 104, 105, 107, 108, 109, 111, 115, 117, 118, 119, 120, 124, 126, 129, 130,

@@ -2,11 +2,12 @@
 //! first invalid one.
 
 use schemas::data::{BYTE_VOCABULARY, DataManifest, Shard};
+use schemas::event::{Event, LedgerEvent};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::Done;
 use schemas::limits::{
-    DIMENSIONS_MAX, LEASE_MAX, LEASE_MIN, OBJECT_BYTES_MAX, SEQUENCE_TOKENS_MAX, SHARDS_MAX,
-    TENSORS_MAX, TEXT_BYTES_MAX, UNITS_MAX, WORKERS_MAX,
+    DIMENSIONS_MAX, EVENT_BYTES_MAX, LEASE_MAX, LEASE_MIN, NAMED_CHUNKS_MAX, OBJECT_BYTES_MAX,
+    SEQUENCE_TOKENS_MAX, SHARDS_MAX, TENSORS_MAX, TEXT_BYTES_MAX, UNITS_MAX, WORKERS_MAX,
 };
 use schemas::run::{CodecKind, Combination, Comparison, OuterOptimizer, RunSpec};
 use schemas::subject::Incoming;
@@ -14,6 +15,7 @@ use schemas::{
     Answer, Bytes, Code, Digest, Message, Millis, ObjectRef, Refusal, Reply, Round, Steps, Tokens,
     V,
 };
+use serde_bytes::ByteArray;
 
 use crate::examples;
 
@@ -41,6 +43,32 @@ fn of_vocabulary(vocabulary: u32, width: u8) -> DataManifest {
     let mut manifest = words.train(shards.clone()).held_out(shards).build();
     manifest.token_bytes = width;
     manifest
+}
+
+/// A contribution that names its chunks, with all that an accepted one may have.
+#[test]
+fn the_largest_contribution_fits_into_its_event() {
+    let mut accepted = examples::accepted();
+    let LedgerEvent::ContributionAccepted {
+        contribution,
+        provenance,
+        ..
+    } = &mut accepted
+    else {
+        panic!("the example of an accepted contribution")
+    };
+    let chunk = ObjectRef {
+        digest: Digest::of(b"chunk"),
+        bytes: OBJECT_BYTES_MAX,
+    };
+    contribution.chunks = vec![chunk; NAMED_CHUNKS_MAX].into();
+    (contribution.tokens, contribution.steps) = (Tokens(u64::MAX), Steps(u64::MAX));
+    contribution.privacy = Some(kit::privacy().applied());
+    contribution.cohort = Some(Digest::of(b"cohort"));
+    *provenance = Some(ByteArray::new([8; 64]));
+    let bytes = examples::event(Event::Ledger(accepted)).encode().len();
+    assert!(bytes > EVENT_BYTES_MAX / 2, "{bytes}");
+    assert!(bytes <= EVENT_BYTES_MAX, "{bytes}");
 }
 
 #[test]

@@ -37,6 +37,7 @@ mod head;
 mod keys;
 mod masks;
 mod promotion;
+mod provenance;
 mod quarantine;
 mod restore;
 mod security;
@@ -237,7 +238,7 @@ pub(crate) fn largest_event() -> EventBody {
     }))
 }
 
-fn accepted() -> LedgerEvent {
+pub(crate) fn accepted() -> LedgerEvent {
     LedgerEvent::ContributionAccepted {
         lease: lease(),
         worker: worker(),
@@ -245,6 +246,7 @@ fn accepted() -> LedgerEvent {
         norm: 1.5,
         statement: Digest::of(b"statement"),
         signature: ByteArray::new([7; 64]),
+        provenance: None,
     }
 }
 
@@ -354,6 +356,7 @@ pub(crate) fn all() -> Vec<Example> {
             v: V,
             statement: ByteBuf::from([1, 2]),
             signature: ByteArray::new([3; 64]),
+            provenance: Some(ByteArray::new([4; 64])),
         }),
         example(&statement()),
         example(&SubmitReply {
@@ -444,6 +447,7 @@ pub(crate) fn all() -> Vec<Example> {
                 audit_key: public(),
                 statement: ByteBuf::from(statement().encode()),
                 signature: ByteArray::new([3; 64]),
+                provenance: Some(provenance::signed()),
             },
         }),
         example(&FoundryAnswer {
@@ -578,6 +582,7 @@ pub(crate) fn all() -> Vec<Example> {
     all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());
+    all.extend(provenance::all());
     all.extend(security::all());
     all.extend(tenant::all());
     all.extend(restore::all());

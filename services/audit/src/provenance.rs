@@ -1,11 +1,13 @@
 //! Verifies the ancestry of a snapshot or a contribution: objects against digests, manifests and
 //! statements against the ledger, signatures against keys. The ledger itself was checked before.
 
-use audit_core::ancestry::{Handed, History, SavedSnapshot};
+use std::sync::Arc;
+
+use audit_core::ancestry::{Draw, Handed, History, SavedSnapshot};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use identity::TrustBundle;
-use identity::dsse::open_provenance;
+use identity::dsse::{envelope, open_data_provenance, open_provenance, verify_provenance};
 use identity::event::verify_statement;
 use recompute::Objects;
 use schemas::data::DataManifest;
@@ -36,6 +38,8 @@ pub struct Attested {
     pub manifest: SnapshotManifest,
     /// The key that signed the statement.
     pub key: PublicKey,
+    /// The statement in its envelope.
+    pub envelope: Bytes,
 }
 
 /// Opens the signed statement about a snapshot, and checks that it is one about these objects. It
@@ -93,7 +97,11 @@ impl Verifier<'_> {
         let domain = self.trust.domain.as_str();
         let checked = snapshot.check_statement(&statement, &manifest, domain, &key);
         checked.map_err(|what| Refusal::new(Code::StatementForged, what))?;
-        Ok(Attested { manifest, key })
+        Ok(Attested {
+            manifest,
+            key,
+            envelope,
+        })
     }
 
     /// Verifies the signature of a contribution's maker.
@@ -113,6 +121,59 @@ impl Verifier<'_> {
             let detail = format!("{lease}: the signature is not that of {key}: {error}");
             Refusal::new(Code::LineageDiffers, detail)
         })
+    }
+
+    /// Verifies that a contribution's maker signed what it was made from, and returns the statement
+    /// in its envelope, as tools of others read it. None if an earlier release accepted the
+    /// contribution: then it has none.
+    ///
+    /// # Errors
+    /// [`Code::StatementForged`] if its maker has not signed what ledger and data give,
+    /// [`Code::LineageUnproven`] if the ledger does not say what its unit started from.
+    pub fn envelope(&self, handed: &Handed, draw: &Draw) -> Result<Option<Vec<u8>>, Refusal> {
+        let Some(signature) = &handed.provenance else {
+            return Ok(None);
+        };
+        let (lease, key) = (handed.lease, &handed.audit_key);
+        let domain = self.trust.domain.as_str();
+        let statement = handed.provenance_statement(self.history, draw, domain);
+        let statement = statement.ok_or_else(|| {
+            let detail = format!("{lease}: the ledger does not say what it was made from");
+            Refusal::new(Code::LineageUnproven, detail)
+        })?;
+        let statement = statement.to_json();
+        verify_provenance(key, signature, &statement).map_err(|error| {
+            let detail = format!("{lease}: {key} has not signed what it was made from: {error}");
+            Refusal::new(Code::StatementForged, detail)
+        })?;
+        Ok(Some(envelope(&statement, key, signature)))
+    }
+
+    /// Verifies the statement about the run's data set, and returns it in its envelope with the key
+    /// that has signed it. None if the run's settings name no statement.
+    ///
+    /// # Errors
+    /// As [`Verifier::snapshot`].
+    pub async fn data_envelope(
+        &self,
+        data: &DataManifest,
+    ) -> Result<Option<(Bytes, PublicKey)>, Refusal> {
+        let spec = &self.history.spec;
+        let Some(statement) = spec.data_provenance else {
+            return Ok(None);
+        };
+        let envelope = self.read("statement about the data set", statement).await?;
+        let domain = self.trust.domain.as_str();
+        let (_, key) = open_data_provenance(&envelope, domain, data, spec.data)?;
+        Ok(Some((envelope, key)))
+    }
+
+    /// The order in which the run's units take its data.
+    ///
+    /// # Errors
+    /// As [`Verifier::data`].
+    pub async fn draw(&self) -> Result<Draw, Refusal> {
+        Ok(Draw::new(&self.history.spec, Arc::new(self.data().await?)))
     }
 
     /// The run's data set, which names the shards.

@@ -2,6 +2,7 @@
 //! fits together.
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use identity::dsse::open_data_provenance;
 use merge::codec::encoded_bytes;
 use model::{ModelConfig, check_private_data};
 use recompute::{Base, Objects as _, RunContext, layout};
@@ -24,9 +25,11 @@ const CHUNKS_AT_A_TIME: usize = 2;
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Largest data manifest: 65536 shards of some 150 bytes each.
 const DATA_BYTES_MAX: u64 = 32 << 20;
+/// Largest statement about a data set: it names the same shards, and base64 takes a third more.
+const PROVENANCE_BYTES_MAX: u64 = 48 << 20;
 
 /// Checks a run's settings against the store.
-pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
+pub(crate) async fn run(store: &Store, domain: &str, spec: RunSpec) -> Result<(), Refusal> {
     let layout = layout(store, spec.model.layout).await?;
     let context = RunContext::new(&layout, spec)?;
     let spec = &context.spec;
@@ -61,6 +64,9 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
     model.check_data(&data, &spec.schedule).map_err(named)?;
     if spec.privacy.is_some() {
         check_private_data(&data, &spec.schedule).map_err(named)?;
+    }
+    if let Some(statement) = spec.data_provenance {
+        provenance(store, domain, (&data, spec.data), statement).await?;
     }
     objects.extend(
         data.train
@@ -205,6 +211,30 @@ async fn piece(
         }
         Err(error) => Err(Refusal::new(Code::Internal, error.to_string())),
     }
+}
+
+/// Checks that a statement is one about the run's data set, signed by the key that it names.
+async fn provenance(
+    store: &Store,
+    domain: &str,
+    (manifest, stored): (&DataManifest, ObjectRef),
+    statement: ObjectRef,
+) -> Result<(), Refusal> {
+    let named = |code: Code, reason: &dyn std::fmt::Display| {
+        let text = format!("data_provenance {}: {reason}", statement.digest);
+        Refusal::new(code, text)
+    };
+    if statement.bytes.get() > PROVENANCE_BYTES_MAX {
+        let reason = format!(
+            "{} bytes, at most {PROVENANCE_BYTES_MAX} are read",
+            statement.bytes
+        );
+        return Err(named(Code::StatementForged, &reason));
+    }
+    let envelope = store.fetch(statement).await?;
+    let opened = open_data_provenance(&envelope, domain, manifest, stored);
+    opened.map_err(|error| named(error.code(), &error))?;
+    Ok(())
 }
 
 /// Fetches and parses a data manifest.

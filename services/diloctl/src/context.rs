@@ -410,6 +410,11 @@ pub(crate) struct Operator {
 const FIND_OUT_MAX: Duration = Duration::from_secs(2);
 
 impl Operator {
+    /// The key with which the operator connects.
+    pub(crate) const fn public(&self) -> &PublicKey {
+        &self.public
+    }
+
     /// Sends one request and returns its answer.
     pub(crate) async fn ask<C: Call<Verb = ControlVerb>>(
         &self,

@@ -6,12 +6,13 @@
 //! contains, nor a nonce of a broker, in which no key of ours signs a space.
 
 use data_encoding::BASE64;
-use schemas::provenance::PAYLOAD_TYPE;
-use schemas::{Code, PublicKey};
+use schemas::data::DataManifest;
+use schemas::provenance::{PAYLOAD_TYPE, Provenance};
+use schemas::{Code, ObjectRef, PublicKey};
 use serde::{Deserialize, Serialize};
 use tlog::from_base64;
 
-use crate::key::{KeyError, verify_strict};
+use crate::key::{KeyError, SIGNATURE_BYTES, verify_strict};
 use crate::purpose::AuditKey;
 
 /// A document in its envelope, as it is stored.
@@ -47,6 +48,12 @@ pub enum EnvelopeError {
     /// None of its signatures names a key that counts here.
     #[error("no signature of a key that the trust bundle names")]
     Nobody,
+    /// It names no key, or several, where one must vouch for the document.
+    #[error("{0} signatures, expected one")]
+    Count(usize),
+    /// The statement is about something else.
+    #[error("{0}")]
+    Differs(String),
     /// The signature that names such a key is not the key's.
     #[error("the signature of {key} is not its own: {error}")]
     Forged {
@@ -78,17 +85,38 @@ impl AuditKey {
     /// Signs a statement of provenance, and puts it into an envelope. The same statement gives the
     /// same bytes.
     pub fn seal_provenance(&self, statement: &[u8]) -> Vec<u8> {
-        let signature = self.sign(&signed_bytes(PAYLOAD_TYPE, statement));
-        let envelope = Envelope {
-            payload: BASE64.encode(statement),
-            payload_type: PAYLOAD_TYPE.to_owned(),
-            signatures: vec![EnvelopeSignature {
-                keyid: self.public().to_string(),
-                sig: BASE64.encode(&signature),
-            }],
-        };
-        serde_json::to_vec(&envelope).expect("texts are JSON")
+        envelope(statement, self.public(), &self.sign_provenance(statement))
     }
+
+    /// Signs a statement of provenance for an envelope that others put together.
+    pub fn sign_provenance(&self, statement: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        self.sign(&signed_bytes(PAYLOAD_TYPE, statement))
+    }
+}
+
+/// The envelope of a statement of provenance that `key` has signed. Nothing is checked here.
+pub fn envelope(statement: &[u8], key: &PublicKey, signature: &[u8; SIGNATURE_BYTES]) -> Vec<u8> {
+    let envelope = Envelope {
+        payload: BASE64.encode(statement),
+        payload_type: PAYLOAD_TYPE.to_owned(),
+        signatures: vec![EnvelopeSignature {
+            keyid: key.to_string(),
+            sig: BASE64.encode(signature),
+        }],
+    };
+    serde_json::to_vec(&envelope).expect("texts are JSON")
+}
+
+/// Checks the signature over a statement of provenance that travels without its envelope.
+///
+/// # Errors
+/// It was not made by `key`, over this statement, for an envelope.
+pub fn verify_provenance(
+    key: &PublicKey,
+    signature: &[u8],
+    statement: &[u8],
+) -> Result<(), KeyError> {
+    verify_strict(key, &signed_bytes(PAYLOAD_TYPE, statement), signature)
 }
 
 /// Opens an envelope with a statement of provenance, and returns the statement and the key that has
@@ -118,17 +146,45 @@ pub fn open_provenance<'a>(
     let found = keys.find_map(|key| named(key).map(|signature| (key, signature)));
     let (key, signature) = found.ok_or(EnvelopeError::Nobody)?;
     let signature = decode(&signature.sig)?;
-    verify_strict(key, &signed_bytes(PAYLOAD_TYPE, &payload), &signature).map_err(|error| {
-        EnvelopeError::Forged {
-            key: key.clone(),
-            error,
-        }
+    verify_provenance(key, &signature, &payload).map_err(|error| EnvelopeError::Forged {
+        key: key.clone(),
+        error,
     })?;
     Ok((payload, key.clone()))
 }
 
+/// Opens the envelope with the statement of provenance of a data set, and returns the statement and
+/// the key that has signed it. The statement itself names that key, so this says that its holder
+/// vouches for the data set, and not who that is: the run's settings name the envelope, and the
+/// ledger the operator who gave them.
+///
+/// # Errors
+/// It is no such envelope, its key has not signed it, or it is about another data set.
+pub fn open_data_provenance(
+    envelope: &[u8],
+    domain: &str,
+    manifest: &DataManifest,
+    stored: ObjectRef,
+) -> Result<(Provenance, PublicKey), EnvelopeError> {
+    let malformed = |error: &dyn std::fmt::Display| EnvelopeError::Malformed(error.to_string());
+    let named: Envelope = serde_json::from_slice(envelope).map_err(|error| malformed(&error))?;
+    let [signature] = &named.signatures[..] else {
+        return Err(EnvelopeError::Count(named.signatures.len()));
+    };
+    let key: PublicKey = signature.keyid.parse().map_err(|error| malformed(&error))?;
+    let (payload, key) = open_provenance(envelope, [&key])?;
+    let statement: Provenance =
+        serde_json::from_slice(&payload).map_err(|error| malformed(&error))?;
+    let checked = statement.check_data(manifest, stored, domain, &key);
+    checked.map_err(EnvelopeError::Differs)?;
+    Ok((statement, key))
+}
+
 #[cfg(test)]
 mod tests {
+    use schemas::data::{Entropy, Tokenizer};
+    use schemas::provenance::{Import, Maker};
+
     use super::*;
     use crate::event::verify_statement;
 
@@ -150,6 +206,82 @@ mod tests {
         assert_eq!((&*statement, &by), (&b"{}"[..], key.public()));
         let refused = open_provenance(&sealed, [other.public()]);
         assert!(matches!(refused, Err(EnvelopeError::Nobody)), "{refused:?}");
+    }
+
+    #[test]
+    fn tl_19_a_signature_that_travelled_alone_makes_the_same_envelope() {
+        let (key, other) = (AuditKey::generate(), AuditKey::generate());
+        let signature = key.sign_provenance(b"{}");
+        assert!(verify_provenance(key.public(), &signature, b"{}").is_ok());
+        assert!(verify_provenance(key.public(), &signature, b"{ }").is_err());
+        assert!(verify_provenance(other.public(), &signature, b"{}").is_err());
+        let result = key.sign_statement("one", b"{}");
+        assert!(verify_provenance(key.public(), &result, b"{}").is_err());
+        let put_together = envelope(b"{}", key.public(), &signature);
+        assert_eq!(put_together, key.seal_provenance(b"{}"));
+    }
+
+    #[test]
+    fn tl_19_the_statement_about_a_data_set_opens_with_the_one_key_that_it_names() {
+        let (key, other) = (AuditKey::generate(), AuditKey::generate());
+        let manifest = DataManifest {
+            v: schemas::V,
+            source: "a text".to_owned(),
+            tokenizer: Tokenizer::Byte,
+            vocabulary: 256,
+            token_bytes: 1,
+            train: Vec::new(),
+            held_out: Vec::new(),
+            entropy: Entropy {
+                unigram: 3.0,
+                bigram: 2.0,
+            },
+        };
+        let stored = ObjectRef::of(b"manifest");
+        let import = Import {
+            operator: key.public(),
+            files: 1,
+            text_bytes: schemas::Bytes(2),
+            distinct_bytes: schemas::Bytes(2),
+        };
+        let said = |maker: &AuditKey| {
+            let maker = Maker {
+                domain: "one",
+                key: maker.public(),
+                release: "1",
+            };
+            Provenance::of_data(&manifest, stored, import, maker).to_json()
+        };
+        let sealed = key.seal_provenance(&said(&key));
+        let open = |envelope: &[u8], domain: &str| {
+            open_data_provenance(envelope, domain, &manifest, stored)
+        };
+        let (_, by) = open(&sealed, "one").expect("it is whole");
+        assert_eq!(&by, key.public());
+        // Another domain, a statement that names another key, another data set.
+        let differs = |opened: Result<_, EnvelopeError>| match opened {
+            Err(EnvelopeError::Differs(_)) => true,
+            Err(_) | Ok(_) => false,
+        };
+        assert!(differs(open(&sealed, "two")));
+        assert!(differs(open(&other.seal_provenance(&said(&key)), "one")));
+        let opened = open_data_provenance(&sealed, "one", &manifest, ObjectRef::of(b"other"));
+        assert!(differs(opened));
+        // No signature, two of them, one by another key, no key's name.
+        let mut changed: Envelope = serde_json::from_slice(&sealed).expect("JSON");
+        let opened = |envelope: &Envelope| {
+            let bytes = serde_json::to_vec(envelope).expect("JSON");
+            open(&bytes, "one").expect_err("it proves nothing")
+        };
+        changed.signatures.push(changed.signatures[0].clone());
+        assert!(matches!(opened(&changed), EnvelopeError::Count(2)));
+        changed.signatures.clear();
+        assert!(matches!(opened(&changed), EnvelopeError::Count(0)));
+        let mut changed: Envelope = serde_json::from_slice(&sealed).expect("JSON");
+        changed.signatures[0].sig = BASE64.encode(&other.sign_provenance(&said(&key)));
+        assert!(matches!(opened(&changed), EnvelopeError::Forged { .. }));
+        changed.signatures[0].keyid = "nobody".to_owned();
+        assert!(matches!(opened(&changed), EnvelopeError::Malformed(_)));
     }
 
     #[test]

@@ -55,6 +55,11 @@ impl DomainLayout {
         self.key("coordinator-audit-next")
     }
 
+    /// The seed file of the key with which the operator vouches for data sets.
+    pub fn data_key(&self) -> PathBuf {
+        self.key("data")
+    }
+
     /// The seed file of the key that signs lease manifests.
     pub fn manifest_key(&self) -> PathBuf {
         self.key("manifest")

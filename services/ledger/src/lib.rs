@@ -10,6 +10,8 @@
 //! | `state` | the state, and the questions that it answers by itself |
 //! | `apply` | the effect of each event on the state, and refusals of events that cannot follow |
 //! | `members`, `leases`, `rounds` | the same by topic |
+//! | `draw` | the data that a unit reads |
+//! | `provenance` | what a contribution was made from |
 //! | `holds` | what operators keep a run from doing |
 //! | `quarantine` | the workers that operators shut out, and where their contributions are |
 //! | `makers` | whose contributions the full snapshots have |
@@ -32,6 +34,7 @@ mod apply;
 mod check;
 mod checkpoint;
 mod cohorts;
+mod draw;
 mod error;
 mod form;
 mod given_up;
@@ -42,6 +45,7 @@ mod makers;
 mod mark;
 mod members;
 mod pointers;
+mod provenance;
 mod quarantine;
 mod restore;
 mod rounds;
@@ -55,6 +59,7 @@ mod view;
 pub use apply::RunFold;
 pub use checkpoint::CHECKPOINTS_KEPT;
 pub use cohorts::CohortRecord;
+pub use draw::Draw;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use given_up::GivenUp;

@@ -275,6 +275,7 @@ fn of_state(run: &Run) -> impl Iterator<Item = Named> {
     named
         .into_iter()
         .chain([initial, Named::Data(run.spec.data)])
+        .chain(run.spec.data_provenance.map(Named::Plain))
         .chain(in_use)
         .chain(statements)
         .chain(manifests)

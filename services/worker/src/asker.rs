@@ -13,7 +13,7 @@ use schemas::contribution::{SubmitReply, SubmitRequest};
 use schemas::{Code, Millis, PublicKey, Refusal, RunId, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 use tokio::time::Instant;
-use worker_core::{Answer, AnswerWait, Request};
+use worker_core::{Answer, AnswerWait, HandIn, Request};
 
 use crate::lease_urls::LeaseUrls;
 
@@ -105,7 +105,7 @@ impl Asker {
             Request::Release(release) => {
                 Answer::Done(self.call::<call::Release>(&release, patience).await?)
             }
-            Request::Submit(statement) => Answer::Submit(self.submit(statement, patience).await?),
+            Request::Submit(result) => Answer::Submit(self.submit(result, patience).await?),
         })
     }
 
@@ -150,12 +150,13 @@ impl Asker {
         .await
     }
 
-    async fn submit(&self, statement: Vec<u8>, patience: Millis) -> Result<SubmitReply, Refusal> {
-        let signature = ByteArray::new(self.sign(&statement));
+    async fn submit(&self, result: HandIn, patience: Millis) -> Result<SubmitReply, Refusal> {
+        let sign = |provenance: Vec<u8>| self.audit_key.sign_provenance(&provenance);
         let request = SubmitRequest {
             v: V,
-            statement: ByteBuf::from(statement),
-            signature,
+            signature: ByteArray::new(self.sign(&result.statement)),
+            statement: ByteBuf::from(result.statement),
+            provenance: result.provenance.map(sign).map(ByteArray::new),
         };
         self.call::<call::Submit>(&request, patience).await
     }

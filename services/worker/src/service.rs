@@ -566,6 +566,7 @@ fn settings(
     let run = checked.run.clone();
     Settings {
         run,
+        domain: checked.trust.domain.as_str().to_owned(),
         worker,
         join,
         claim_wait: CLAIM_WAIT_MAX,

@@ -1,5 +1,6 @@
 //! A worker with real credentials that does exactly what a test tells it to do.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,11 +14,12 @@ use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
 use schemas::contribution::{Contribution, Outcome, Statement, SubmitReply, SubmitRequest};
 use schemas::event::{Event, SignedEvent, WorkerEvent};
 use schemas::lease::{
-    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest,
+    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest, Work,
 };
 use schemas::limits::{BASE_GRANTS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
 use schemas::member::{JoinReply, JoinRequest, Session};
 use schemas::permission::Role;
+use schemas::provenance::{HandedIn, MadeFrom, Provenance};
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::subject::{Verb, request_subject, worker_event_subject};
 use schemas::{Chunks, Code, Digest, Message, Millis, ObjectRef, Refusal, RunId, V, WorkerId};
@@ -29,6 +31,9 @@ use crate::{Cluster, PATIENCE};
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// Lifetime of its credentials; longer than any test.
 const LIFETIME: Millis = Millis::from_secs(3600);
+
+/// The release that it names.
+const RELEASE: &str = "0";
 
 /// The worker.
 pub struct Scripted {
@@ -43,6 +48,8 @@ pub struct Scripted {
     transfer: Transfer,
     /// The end of its chain of events.
     chain: Mutex<End>,
+    /// The manifests of its leases.
+    leases: Mutex<BTreeMap<LeaseRef, Manifest>>,
 }
 
 /// Asks only once for a grant, since the test decides what happens then.
@@ -93,6 +100,7 @@ impl Scripted {
             trust,
             transfer,
             chain: Mutex::default(),
+            leases: Mutex::default(),
         }
     }
 
@@ -225,7 +233,7 @@ impl Scripted {
             )),
             trainers: vec![TrainerKind::Reference, TrainerKind::Synthetic],
             device: "a script".to_owned(),
-            release: "0".to_owned(),
+            release: RELEASE.to_owned(),
             ..kit::join_request(0)
         }
     }
@@ -286,6 +294,8 @@ impl Scripted {
                         .unwrap_or_else(|error| panic!("the lease's manifest: {error}"));
                     assert_eq!(manifest.aud, self.worker);
                     assert_eq!(manifest.session, self.session);
+                    let mut leases = self.leases.lock().expect("no test panics under it");
+                    leases.insert(manifest.lease, manifest.clone());
                     return Some((manifest, reply.base));
                 }
                 ClaimOutcome::Nothing => {}
@@ -447,22 +457,67 @@ impl Scripted {
     ) -> SubmitRequest {
         let outcome = Outcome::Contribution(contribution);
         let statement = kit::statement(spec, self.worker.clone(), lease, outcome);
-        self.signed(&statement)
+        self.signed_by(&self.audit_key, spec, &statement)
     }
 
-    /// A statement with its signature.
+    /// The statement about an evaluation with its signature.
     pub fn signed(&self, statement: &Statement) -> SubmitRequest {
-        self.signed_by(&self.audit_key, statement.encode())
-    }
-
-    /// Any bytes as a statement, with the signature of any key.
-    pub fn signed_by(&self, key: &AuditKey, statement: Vec<u8>) -> SubmitRequest {
-        let signature = key.sign_statement(self.trust.domain.as_str(), &statement);
+        let encoded = statement.encode();
+        let signature = self
+            .audit_key
+            .sign_statement(self.trust.domain.as_str(), &encoded);
         SubmitRequest {
             v: V,
-            statement: ByteBuf::from(statement),
+            statement: ByteBuf::from(encoded),
             signature: ByteArray::new(signature),
+            provenance: None,
         }
+    }
+
+    /// A statement about a contribution, and what it was made from, with signatures of any key.
+    pub fn signed_by(
+        &self,
+        key: &AuditKey,
+        spec: &RunSpec,
+        statement: &Statement,
+    ) -> SubmitRequest {
+        let (domain, encoded) = (self.trust.domain.as_str(), statement.encode());
+        let provenance = self.made_from(statement.lease).map(|from| {
+            let Outcome::Contribution(contribution) = &statement.outcome else {
+                panic!("only a contribution is made from something")
+            };
+            let handed = HandedIn {
+                spec,
+                spec_digest: statement.spec,
+                worker: &statement.worker,
+                lease: statement.lease,
+                contribution,
+                statement: Digest::of(&encoded),
+            };
+            let said = Provenance::of_contribution(handed, &from, domain, key.public());
+            key.sign_provenance(&said.to_json())
+        });
+        SubmitRequest {
+            v: V,
+            signature: ByteArray::new(key.sign_statement(domain, &encoded)),
+            statement: ByteBuf::from(encoded),
+            // Without the lease nothing is known of it, and no signature is right.
+            provenance: Some(ByteArray::new(provenance.unwrap_or([0; 64]))),
+        }
+    }
+
+    /// What a contribution under this lease is made from; none if this worker never had it.
+    fn made_from(&self, lease: LeaseRef) -> Option<MadeFrom> {
+        let leases = self.leases.lock().expect("no test panics under it");
+        let manifest = leases.get(&lease)?;
+        let Work::Train { shards, .. } = &manifest.work else {
+            return None;
+        };
+        Some(MadeFrom {
+            base: manifest.base.clone(),
+            shards: shards.clone(),
+            release: RELEASE.to_owned(),
+        })
     }
 }
 

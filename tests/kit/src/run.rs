@@ -39,6 +39,7 @@ pub fn run_spec() -> RunSpecBuilder {
             precision: Precision::Fp32,
         },
         data: object("data"),
+        data_provenance: None,
         schedule: Schedule {
             rounds: 2,
             units: 2,
@@ -110,6 +111,7 @@ setters! {
     chunk_elements: u64 => model.chunk_elements;
     precision: Precision => model.precision;
     data: ObjectRef => data;
+    data_provenance: Option<ObjectRef> => data_provenance;
     rounds: u64 => schedule.rounds;
     units: u32 => schedule.units;
     inner_steps: Steps => schedule.inner_steps;

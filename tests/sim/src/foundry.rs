@@ -4,7 +4,7 @@
 use coordinator_core::{Input, Merged, Screened, ScreeningId};
 use ledger::{Named, Old};
 use schemas::contribution::Statement;
-use schemas::foundry::{self, Order, Saved};
+use schemas::foundry::{self, Order, Saved, SignedProvenance};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
     Chunks, Code, Digest, Listed, Message as _, ObjectRef, PublicKey, Refusal, Round, SyncId,
@@ -48,6 +48,7 @@ pub(crate) enum Job {
         worker: WorkerId,
         audit_key: PublicKey,
         statement: Box<Statement>,
+        provenance: Option<Box<SignedProvenance>>,
     },
     ReadList {
         listed: Listed,
@@ -73,6 +74,7 @@ impl World {
                 worker,
                 audit_key,
                 statement,
+                provenance,
                 ..
             } => {
                 let statement = Statement::decode(&statement);
@@ -81,6 +83,7 @@ impl World {
                     worker,
                     audit_key,
                     statement: Box::new(statement.expect("it was decoded when it was submitted")),
+                    provenance,
                 });
             }
             Order::Compare { round, inputs } => self.begin(Job::Compare { round, inputs }),
@@ -215,9 +218,10 @@ impl World {
                 worker,
                 audit_key,
                 statement,
+                provenance,
             } => {
-                let verdict =
-                    failed.map_or_else(|| self.screen(&worker, &audit_key, &statement), Err);
+                let screen = || self.screen(&worker, &audit_key, &statement, provenance.as_deref());
+                let verdict = failed.map_or_else(screen, Err);
                 foundry::Answer::Screened { screening, verdict }
             }
         };
@@ -306,6 +310,7 @@ impl World {
         worker: &WorkerId,
         key: &PublicKey,
         statement: &Statement,
+        provenance: Option<&SignedProvenance>,
     ) -> Result<Screened, Refusal> {
         let signer = (0..self.plan.workers).find(|number| worker_id(*number) == *worker);
         let signer = signer.expect("only workers of this run are screened");
@@ -320,6 +325,7 @@ impl World {
                 listed: Vec::new(),
             });
         };
+        self.check_provenance(key, statement, result, provenance)?;
         let chunks = self.store.chunks(&result.chunks);
         for chunk in chunks.iter().chain(result.chunks.objects()) {
             if !self.store.incoming.contains(&chunk.digest)

@@ -31,6 +31,7 @@ mod masks;
 mod monitor;
 mod plan;
 mod privacy;
+mod provenance;
 mod queue;
 mod random;
 mod store;

@@ -115,6 +115,7 @@ impl Monitor {
         let by_quarantined = author(event).filter(|worker| self.quarantined.contains(*worker));
         assert_eq!(by_quarantined, None, "{event:?} of a worker in quarantine");
         self.counts.events += 1;
+        self.makers.note(event);
         match event {
             LedgerEvent::CoordinatorStarted { .. } => self.counts.starts += 1,
             LedgerEvent::WorkerJoined { worker, seat, .. } => {

@@ -17,6 +17,7 @@ use worker_core::{
 
 use crate::masks::{Kept, Masks};
 use crate::plan::{audit_key, object, run_id, worker_id};
+use crate::provenance::{DOMAIN, release, signature};
 use crate::world::{Delivered, Purpose, Route, SimEvent, World};
 
 /// Time for which the shell waits for URLs.
@@ -107,10 +108,12 @@ impl World {
         let session = Session(self.random.between(0, u64::MAX - 1));
         let settings = Settings {
             run: run_id(),
+            domain: DOMAIN.to_owned(),
             worker: worker_id(worker),
             join: JoinRequest {
                 session,
                 audit_key: audit_key(worker),
+                release: release(self.machines[worker].incarnation + 1),
                 ..kit::join_request(0)
             },
             claim_wait: Millis::from_secs(15),
@@ -257,12 +260,16 @@ impl World {
             Request::Claim(request) => WorkerRequest::Claim(request),
             Request::Renew(request) => WorkerRequest::Renew(request),
             Request::Release(request) => WorkerRequest::Release(request),
-            Request::Submit(bytes) => {
+            Request::Submit(result) => {
+                let bytes = result.statement;
                 let statement = Statement::decode(&bytes).expect("the core encoded it");
+                let release = release(self.machines[worker].incarnation);
+                let sign = |document: Vec<u8>| signature(&document, &release);
                 WorkerRequest::Submit(Submission {
                     statement,
                     bytes,
                     signature: [worker as u8; 64],
+                    provenance: result.provenance.map(sign),
                 })
             }
         };

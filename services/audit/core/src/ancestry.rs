@@ -4,19 +4,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use ledger::Draw;
 use ledger::{Run, State};
 use schemas::contribution::{Contribution, Outcome, Statement};
 use schemas::event::LedgerEvent;
 use schemas::hold::Reason;
 use schemas::lease::{LeaseRef, Weights};
 use schemas::promotion::PointerName;
-use schemas::provenance::{Maker, Provenance};
+use schemas::provenance::{HandedIn, MadeFrom, Maker, Provenance};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeRecord, SnapshotManifest};
 use schemas::{
     ChainSequence, Digest, Message as _, ObjectRef, PublicKey, Round, RunId, UnixMillis, V,
     WorkerId,
 };
+use serde_bytes::ByteArray;
 
 use crate::record::StreamSequence;
 use crate::sought::{DigestPrefix, Sought};
@@ -38,6 +40,10 @@ pub struct Handed {
     pub statement: Digest,
     /// The signature.
     pub signature: [u8; 64],
+    /// The weights that its unit started from.
+    pub base: Option<Weights>,
+    /// The signature of its maker over its provenance; none if an earlier release accepted it.
+    pub provenance: Option<[u8; 64]>,
     /// The position of the event in the stream.
     pub at: StreamSequence,
 }
@@ -96,6 +102,8 @@ pub enum Subject<'a> {
     Snapshot(&'a SavedSnapshot),
     /// A contribution, by its statement, its list or a chunk.
     Contribution(&'a Handed),
+    /// The run's data set, by its manifest or the statement of its provenance.
+    Data,
 }
 
 /// The history of one run.
@@ -148,8 +156,9 @@ impl Ancestry {
         self.wanted.found()
     }
 
-    /// The object that is wanted, with its run; none if the ledger names no such snapshot and no
-    /// such contribution. Identical contributions are one object: this is the one that came first.
+    /// The object that is wanted, with its run; none if the ledger names no such snapshot, no such
+    /// contribution and no such data set. Identical contributions are one object: this is the one
+    /// that came first.
     pub fn find(&self) -> Option<(&RunId, &History, Subject<'_>)> {
         self.runs.iter().find_map(|(name, history)| {
             let found = self.found().first();
@@ -159,6 +168,8 @@ impl Ancestry {
                 let handed = history.handed.get(&history.wanted?)?;
                 Some(Subject::Contribution(handed))
             });
+            let is_data = found.is_some_and(|wanted| history.is_data(*wanted));
+            let subject = subject.or(is_data.then_some(Subject::Data));
             Some((name, history, subject?))
         })
     }
@@ -178,6 +189,12 @@ impl Ancestry {
         let Some((name, run)) = run.and_then(|name| Some((name, state.run(name)?))) else {
             return;
         };
+        if !self.runs.contains_key(name) {
+            let (data, statement) = (run.spec.data, run.spec.data_provenance);
+            for object in [data].into_iter().chain(statement) {
+                self.wanted.is(object.digest);
+            }
+        }
         let history = self.runs.entry(name.clone()).or_insert_with(|| History {
             spec: run.spec.clone(),
             spec_digest: run.spec_digest,
@@ -203,6 +220,13 @@ impl History {
             let statement = one.statement.map(|statement| statement.digest);
             one.manifest.digest == wanted || statement == Some(wanted)
         })
+    }
+
+    /// True for the digest of the data set's manifest, or of the statement about it.
+    fn is_data(&self, wanted: Digest) -> bool {
+        let (data, statement) = (self.spec.data, self.spec.data_provenance);
+        let statement = statement.map(|statement| statement.digest);
+        data.digest == wanted || statement == Some(wanted)
     }
 
     /// The event with which a collection gave the snapshot up: its weights are no more.
@@ -237,6 +261,7 @@ impl History {
                 contribution,
                 statement,
                 signature,
+                provenance,
                 ..
             } => {
                 // Nothing is accepted of a worker that never joined.
@@ -254,6 +279,8 @@ impl History {
                     contribution: (**contribution).clone(),
                     statement: *statement,
                     signature: **signature,
+                    base: run.base(&lease.unit).next().cloned(),
+                    provenance: provenance.map(ByteArray::into_array),
                     at,
                 };
                 self.handed.insert(*lease, handed);
@@ -424,5 +451,30 @@ impl Handed {
             outcome: Outcome::Contribution(self.contribution.clone()),
         };
         Some(statement.encode()).filter(|bytes| Digest::of(bytes) == self.statement)
+    }
+
+    /// The statement of provenance that its maker signed in `domain`, made again from the ledger
+    /// and the run's data; none if the ledger does not say what its unit started from.
+    pub fn provenance_statement(
+        &self,
+        history: &History,
+        draw: &Draw,
+        domain: &str,
+    ) -> Option<Provenance> {
+        let from = MadeFrom {
+            base: self.base.clone()?,
+            shards: draw.train_shards(&history.spec, &self.lease.unit),
+            release: self.release.clone(),
+        };
+        let handed = HandedIn {
+            spec: &history.spec,
+            spec_digest: history.spec_digest,
+            worker: &self.worker,
+            lease: self.lease,
+            contribution: &self.contribution,
+            statement: self.statement,
+        };
+        let key = &self.audit_key;
+        Some(Provenance::of_contribution(handed, &from, domain, key))
     }
 }

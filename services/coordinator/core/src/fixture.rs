@@ -152,10 +152,15 @@ pub(crate) fn masked_for(result: Submission, cohort: Option<Digest>) -> Submissi
 }
 
 pub(crate) fn stated(statement: Statement) -> Submission {
+    let provenance = match statement.outcome {
+        Outcome::Contribution(_) => Some([8; 64]),
+        Outcome::Evaluation(_) => None,
+    };
     Submission {
         bytes: statement.encode(),
         statement,
         signature: [7; 64],
+        provenance,
     }
 }
 

@@ -21,6 +21,7 @@ mod pace;
 mod privacy;
 mod promotion;
 mod property;
+mod provenance;
 mod quarantine;
 mod quota;
 mod repeat;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use recompute::Objects;
 use schemas::contribution::Statement;
-use schemas::foundry::{Answer, Order, ScreeningId};
+use schemas::foundry::{Answer, Order, ScreeningId, SignedProvenance};
 use schemas::lease::LeaseRef;
 use schemas::snapshot::MergeInput;
 use schemas::{
@@ -72,6 +72,7 @@ struct Submitted {
     audit_key: PublicKey,
     statement: Vec<u8>,
     signature: [u8; 64],
+    provenance: Option<Box<SignedProvenance>>,
 }
 
 impl Dispatcher {
@@ -136,12 +137,14 @@ impl Dispatcher {
                 audit_key,
                 statement,
                 signature,
+                provenance,
             } => self.screen(Submitted {
                 screening,
                 worker,
                 audit_key,
                 statement: statement.into_vec(),
                 signature: signature.into_array(),
+                provenance,
             }),
             Order::Compare { round, inputs } => self.compare(round, inputs),
             Order::Merge {
@@ -282,6 +285,7 @@ impl Dispatcher {
                     audit_key: &submitted.audit_key,
                     bytes: &submitted.statement,
                     signature: &submitted.signature,
+                    provenance: submitted.provenance.as_deref(),
                 };
                 let worker = &submitted.worker;
                 screen::check(

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use coordinator_core::{Quarantine, check_norm};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use identity::dsse::verify_provenance;
 use identity::event::verify_statement;
 use merge::ChunkStatistics;
 use objects::{IncomingKey, ObjectError};
 use schemas::contribution::{Outcome, Statement};
-use schemas::foundry::Screened;
+use schemas::foundry::{Screened, SignedProvenance};
 use schemas::lease::LeaseRef;
+use schemas::provenance::{HandedIn, Provenance};
 use schemas::{Chunks, Code, Digest, Listed, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
 
 use super::staged::{CHECKS_MAX, Check, Checks, Content};
@@ -61,6 +63,8 @@ pub(crate) struct Signed<'a> {
     pub(crate) audit_key: &'a PublicKey,
     pub(crate) bytes: &'a [u8],
     pub(crate) signature: &'a [u8; 64],
+    /// The provenance that the same key must have signed; none for an evaluation.
+    pub(crate) provenance: Option<&'a SignedProvenance>,
 }
 
 /// Begins to check a chunk, unless its bytes are being checked already: ahead of the result that
@@ -96,6 +100,7 @@ pub(crate) async fn check(
         audit_key,
         bytes,
         signature,
+        provenance,
     } = signed;
     verify_statement(domain, audit_key, signature, bytes)
         .map_err(|error| Refusal::new(Code::StatementInvalid, error.to_string()))?;
@@ -109,6 +114,15 @@ pub(crate) async fn check(
         }
         Outcome::Contribution(contribution) => contribution,
     };
+    let handed = HandedIn {
+        spec: &context.spec,
+        spec_digest: context.spec_digest,
+        worker,
+        lease: statement.lease,
+        contribution,
+        statement: Digest::of(bytes),
+    };
+    check_provenance(handed, domain, audit_key, provenance)?;
     // The core has compared layout, codec and number of chunks with those of the run.
     let source = Source {
         run: context.spec.run.clone(),
@@ -143,6 +157,29 @@ pub(crate) async fn check(
     let (run, round, chunks) = (&source.run, lease.unit.round.get(), kept.len());
     tracing::info!(%run, round, %lease, chunks, in_memory, "contribution screened");
     Ok((Screened { norm, listed }, kept))
+}
+
+/// Checks that the worker signed what its contribution was made from.
+///
+/// # Errors
+/// [`Code::ProvenanceInvalid`].
+fn check_provenance(
+    handed: HandedIn<'_>,
+    domain: &str,
+    audit_key: &PublicKey,
+    provenance: Option<&SignedProvenance>,
+) -> Result<(), Refusal> {
+    let invalid = |detail: String| Refusal::new(Code::ProvenanceInvalid, detail);
+    let SignedProvenance { from, signature } =
+        provenance.ok_or_else(|| invalid("a contribution without provenance".to_owned()))?;
+    let statement = Provenance::of_contribution(handed, from, domain, audit_key);
+    verify_provenance(audit_key, &**signature, &statement.to_json()).map_err(|error| {
+        let (lease, release) = (handed.lease, &from.release);
+        let detail = format!(
+            "{lease}: {audit_key} has not signed what the lease says, as release {release}: {error}"
+        );
+        invalid(detail)
+    })
 }
 
 impl Source {

@@ -139,9 +139,10 @@ impl Shell {
                 objects,
             } => self.promote(reply, place, objects),
             Effect::CheckRun { reply, spec } => {
-                let store = self.store.clone();
+                let (store, domain) = (self.store.clone(), self.domain.clone());
                 self.beside(async move {
-                    let verdict = answered("check of a run", check::run(&store, *spec)).await;
+                    let checked = check::run(&store, &domain, *spec);
+                    let verdict = answered("check of a run", checked).await;
                     Arrival::Input(Input::RunChecked { reply, verdict })
                 });
             }

@@ -5,6 +5,7 @@ mod checkpoints;
 mod heads;
 mod ledger;
 mod lists;
+mod provenance;
 mod reading;
 mod run;
 mod scene;

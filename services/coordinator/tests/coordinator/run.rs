@@ -290,11 +290,7 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
         schemas::contribution::Outcome::Contribution(kit::contribution(&worker.spec, chunks));
     let statement = kit::statement(&worker.spec, manifest.aud.clone(), manifest.lease, outcome);
     assert_eq!(
-        code(
-            worker
-                .hand_in_signed_by(&stranger, statement.encode())
-                .await
-        ),
+        code(worker.hand_in_signed_by(&stranger, &statement).await),
         Code::StatementInvalid
     );
 

@@ -14,7 +14,7 @@ use model::{ModelConfig, ReferenceConfig};
 use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::{Bus, BusError};
 use schemas::blob::{Grant, Grants};
-use schemas::contribution::{StageRequest, SubmitReply};
+use schemas::contribution::{StageRequest, Statement, SubmitReply};
 use schemas::control::{OperatorObjects, RunNew, RunNewReply};
 use schemas::data::Shard;
 use schemas::layout::{Chunk, Layout};
@@ -368,9 +368,9 @@ impl Worker {
     pub(crate) async fn hand_in_signed_by(
         &self,
         stranger: &AuditKey,
-        statement: Vec<u8>,
+        statement: &Statement,
     ) -> Result<SubmitReply, BusError> {
-        let request = self.scripted.signed_by(stranger, statement);
+        let request = self.scripted.signed_by(stranger, &self.spec, statement);
         self.ask(Verb::Submit, &request).await
     }
 }

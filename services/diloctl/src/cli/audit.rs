@@ -112,17 +112,23 @@ pub(crate) enum Lineage {
     /// alone. The first rows say what the object is to each run. Weights descend from everything
     /// that was merged into them or into weights before them.
     Descendants(Descendants),
-    /// Show what a full snapshot or a contribution was made from, back to the run's beginning, and
-    /// verify each step: the ledger, manifests and signed statements of provenance against it, the
-    /// signatures of coordinators and workers. Weights are not read; `snapshot promote` reads them.
-    /// The exit status is 0 when all is verified, 10 with evidence, 11 without a verdict.
+    /// Show what a full snapshot, a contribution or a data set was made from, back to the run's
+    /// beginning, and verify each step: the ledger, manifests and signed statements of provenance
+    /// against it, the signatures of coordinators and workers. Weights are not read; `snapshot
+    /// promote` reads them. The exit status is 0 when all is verified, 10 with evidence, 11 without
+    /// a verdict.
     Show(ShowLineage),
+    /// Print the signed statement of provenance of a full snapshot, a contribution or a run's data
+    /// set, as a DSSE envelope with an in-toto statement, for tools of others. It is verified
+    /// before. The `keyid` in it is the maker's public key (Ed25519) in the text form of nkeys.
+    Export(ShowLineage),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ShowLineage {
     /// Digest of the object, or its first 8 digits or more: a snapshot's manifest or its statement;
-    /// a contribution's statement, list or chunk. `audit replay` shows those of contributions.
+    /// a contribution's statement, list or chunk; the manifest of a data set or the statement of
+    /// its provenance. `audit replay` shows those of contributions.
     #[arg(value_name = "DIGEST")]
     pub(crate) digest: DigestPrefix,
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! `audit`: the record of what happened, checked from the stream alone.
 
 pub(crate) mod ancestry;
+pub(crate) mod export;
 mod in_order;
 mod kept;
 pub(crate) mod lineage;

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use data::{ImportCounts, ImportOptions, SkippedFiles, Source, shown};
+use identity::AuditKey;
 use model::ModelConfig;
 use runtime::{Failure, clock};
 use schemas::data::{DataManifest, Shard};
+use schemas::provenance::{Import, Maker, Provenance};
 use schemas::run::Schedule;
-use schemas::{Code, Digest, ObjectRef, Tokens, UnixMillis};
+use schemas::{Code, Digest, ObjectRef, PublicKey, Tokens, UnixMillis};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Data;
@@ -62,7 +64,9 @@ async fn import(
     }
     // Connects before the text is read: a missing coordinator should be noticed at once, not after
     // a minute.
-    let objects = OperatorObjectsClient::new(context, context.operator().await?)?;
+    let operator = context.operator().await?;
+    let who = operator.public().clone();
+    let objects = OperatorObjectsClient::new(context, operator)?;
     let made = tokio::task::spawn_blocking(move || data::import(&options))
         .await
         .map_err(|error| Failure::new(Code::Internal, error))??;
@@ -87,7 +91,12 @@ async fn import(
         serde_json::to_vec(&made.manifest).map_err(|error| Failure::new(Code::Internal, error))?;
     // Uploaded last: once the manifest is there, everything that it names is there.
     let object = objects.put(&[Bytes::from(manifest)], |_| ()).await?[0];
-    let imported = Imported::new(object, &made.manifest, counts, warnings);
+    let statement = statement(context, &made.manifest, object, &who, &counts)?;
+    let statement = objects.put(&[Bytes::from(statement)], |_| ()).await?[0];
+    let imported = Imported {
+        provenance: Some(statement),
+        ..Imported::new(object, &made.manifest, counts, warnings)
+    };
     remember(&context.folder, imported.clone())?;
     context.printer.record(&imported);
     imported
@@ -95,6 +104,40 @@ async fn import(
         .iter()
         .for_each(|warning| context.printer.talk(&format!("warning: {warning}")));
     Ok(())
+}
+
+/// The statement of the data set's provenance, in its envelope. The operator's key for data sets
+/// signs it; the first import makes the key.
+fn statement(
+    context: &Context,
+    manifest: &DataManifest,
+    stored: ObjectRef,
+    operator: &PublicKey,
+    counts: &ImportCounts,
+) -> Result<Vec<u8>, Failure> {
+    let domain = context.domain()?;
+    let file = domain.layout().data_key();
+    let key = match file.exists() {
+        true => AuditKey::read(&file)?,
+        false => {
+            let key = AuditKey::generate();
+            key.seed().write(&file)?;
+            key
+        }
+    };
+    let import = Import {
+        operator,
+        files: counts.files,
+        text_bytes: counts.text_bytes,
+        distinct_bytes: counts.distinct_bytes,
+    };
+    let maker = Maker {
+        domain: domain.trust().domain.as_str(),
+        key: key.public(),
+        release: env!("CARGO_PKG_VERSION"),
+    };
+    let said = Provenance::of_data(manifest, stored, import, maker);
+    Ok(key.seal_provenance(&said.to_json()))
 }
 
 /// The folder in which cargo keeps the sources of crates. Every machine on which cargo has built
@@ -113,13 +156,18 @@ fn registry() -> Result<PathBuf, Failure> {
     })
 }
 
-/// The data set that was asked for, or the newest that was imported into this folder.
-pub(crate) fn resolve(context: &Context, wanted: Option<Digest>) -> Result<ObjectRef, Failure> {
+/// The data set that was asked for, or the newest that was imported into this folder, and the
+/// statement of its provenance; an import of an earlier release has none.
+pub(crate) fn resolve(
+    context: &Context,
+    wanted: Option<Digest>,
+) -> Result<(ObjectRef, Option<ObjectRef>), Failure> {
     let known = read(&context.folder)?;
     let found = known
         .iter()
         .rfind(|one| wanted.is_none_or(|digest| one.manifest.digest == digest));
-    found.map(|one| one.manifest).ok_or_else(|| {
+    let found = found.map(|one| (one.manifest, one.provenance));
+    found.ok_or_else(|| {
         let what = match wanted {
             Some(digest) => format!("{digest} is not in this domain's list of data sets"),
             None => "this domain's list of data sets is empty".to_owned(),
@@ -144,7 +192,7 @@ pub(crate) fn check_known(
                 .to_owned(),
         );
     }
-    let object = resolve(context, wanted)?;
+    let (object, _) = resolve(context, wanted)?;
     let one = known
         .iter()
         .rfind(|one| one.manifest == object)
@@ -177,6 +225,9 @@ pub(crate) fn check_known(
 #[serde(deny_unknown_fields)]
 struct Imported {
     manifest: ObjectRef,
+    /// The signed statement of its provenance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    provenance: Option<ObjectRef>,
     source: String,
     train_tokens: u64,
     held_out_tokens: u64,
@@ -221,6 +272,7 @@ impl Imported {
         let (train, held_out) = (lengths(&manifest.train), lengths(&manifest.held_out));
         Self {
             manifest: object,
+            provenance: None,
             source: manifest.source.clone(),
             train_tokens: train.iter().sum(),
             held_out_tokens: held_out.iter().sum(),
@@ -335,6 +387,8 @@ impl Record for Imported {
                 files_text(self.files)
             ),
         ));
+        let statement = self.provenance.iter();
+        lines.extend(statement.map(|object| ("provenance", object.digest.to_string())));
         lines.extend(self.limit_reached_in.iter().map(|file| {
             (
                 "limit",
@@ -357,6 +411,7 @@ mod tests {
     fn entry(number: u64) -> Imported {
         Imported {
             manifest: ObjectRef::of(&number.to_le_bytes()),
+            provenance: Some(ObjectRef::of(b"a statement")),
             source: format!("text {number}"),
             train_tokens: number,
             held_out_tokens: 1,
@@ -429,5 +484,6 @@ mod tests {
             (all[0].train_tokens, all[0].train_shard_tokens_min),
             (5, None)
         );
+        assert_eq!(all[0].provenance, None);
     }
 }

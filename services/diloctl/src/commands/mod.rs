@@ -95,6 +95,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Lineage(Lineage::Descendants(command)) => {
             audit::lineage::descendants(context, &command).await
         }
+        Command::Lineage(Lineage::Export(command)) => audit::export::run(context, &command).await,
         Command::Lineage(Lineage::Show(command)) => audit::ancestry::show(context, &command).await,
         Command::Up(options) => stack::up(context, &options).await,
         Command::Down(options) => stack::down(context, &options).await,

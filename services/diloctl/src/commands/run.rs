@@ -194,9 +194,12 @@ async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     }
     let operator = context.operator().await?;
     let objects = OperatorObjectsClient::new(context, operator.clone())?;
-    let data = data::resolve(context, args.data)?;
+    let (data, data_provenance) = data::resolve(context, args.data)?;
     check_data(&objects, &settings, data).await?;
-    let spec = build(context, &objects, &args.run, &settings, data).await?;
+    let spec = RunSpec {
+        data_provenance,
+        ..build(context, &objects, &args.run, &settings, data).await?
+    };
     spec.validate()?;
     let reply = operator.ask::<call::RunNew>(&RunNew { v: V, spec }).await?;
     context.printer.record(&Created {
@@ -272,6 +275,7 @@ async fn build(
             precision: settings.model.precision,
         },
         data,
+        data_provenance: None,
         schedule: settings.schedule.clone(),
         inner: settings.inner.clone(),
         outer: settings.outer(),

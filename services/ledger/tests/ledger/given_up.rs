@@ -198,6 +198,7 @@ impl Chain {
         spec.schedule.units = 1;
         spec.schedule.rounds = 6;
         spec.schedule.evaluation_every = 0;
+        spec.data_provenance = Some(object(&format!("{prefix} data statement")));
         self.note(&name, created(spec));
         self.note(&name, joined(0));
         for round in 0..count {
@@ -279,6 +280,7 @@ fn only_what_events_of_the_run_name_as_old_goes() {
         "a weights 3",
         "a snapshot 2",
         "a statement 1",
+        "a data statement",
         // Lineage leads through the manifest, of which only the other objects go.
         "a snapshot 1",
         "b contribution 0",

@@ -117,8 +117,16 @@ pub enum Request {
     Claim(ClaimRequest),
     Renew(RenewRequest),
     Release(ReleaseRequest),
-    /// The encoding of a `Statement`, to be signed as it is.
-    Submit(Vec<u8>),
+    Submit(HandIn),
+}
+
+/// A result, in the bytes that the shell signs as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandIn {
+    /// The encoding of a `Statement`.
+    pub statement: Vec<u8>,
+    /// The `Provenance` of a contribution; none for an evaluation. Its signature alone is sent.
+    pub provenance: Option<Vec<u8>>,
 }
 
 /// The core's part of a heartbeat.

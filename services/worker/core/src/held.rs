@@ -5,7 +5,7 @@ use std::sync::Arc;
 use schemas::lease::{LeaseRef, Manifest};
 use schemas::{Digest, Millis, Steps, UnixMillis};
 
-use crate::effect::{RequestId, WorkId};
+use crate::effect::{HandIn, RequestId, WorkId};
 use crate::pauses::RetryPauses;
 use crate::settings::{ABSENCE_PAUSE_MAX, RENEWAL_PATIENCE, RETRY_PAUSE};
 
@@ -42,8 +42,7 @@ pub(crate) enum WorkStep {
     Fetching,
     Training,
     Uploading(crate::input::Trained),
-    /// The encoding of the statement.
-    Submitting(Vec<u8>),
+    Submitting(HandIn),
 }
 
 impl HeldLease {

@@ -28,7 +28,7 @@ mod verdict;
 mod worker;
 
 pub use answer_wait::AnswerWait;
-pub use effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};
+pub use effect::{Effect, Exit, HandIn, Pulse, Request, RequestId, WorkId};
 pub use input::{Agreed, Answer, Input, NotVerified, Trained};
 pub use result::ResultEnd;
 pub use settings::Settings;

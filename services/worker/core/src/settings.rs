@@ -8,6 +8,8 @@ use schemas::{Millis, RunId, WorkerId};
 pub struct Settings {
     /// The run it works for.
     pub run: RunId,
+    /// The trust domain, which its signatures name.
+    pub domain: String,
     /// Its own key.
     pub worker: WorkerId,
     /// Facts about the worker for the join; the session is that of this process.

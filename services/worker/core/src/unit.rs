@@ -1,13 +1,16 @@
 //! The work under a lease: fetch, train or evaluate, upload, hand in.
 
+use std::sync::Arc;
+
 use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, SubmitReply};
 use schemas::event::WorkerEvent;
 use schemas::lease::Work;
 use schemas::limits::LOSS_MAX;
+use schemas::provenance::{HandedIn, MadeFrom, Provenance};
 use schemas::run::Privacy;
 use schemas::{Chunks, Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V};
 
-use crate::effect::{Effect, Exit, WorkId};
+use crate::effect::{Effect, Exit, HandIn, WorkId};
 use crate::held::WorkStep;
 use crate::input::{Agreed, Answer, Trained};
 use crate::result::ResultEnd;
@@ -178,20 +181,50 @@ impl Worker {
     fn submit(&mut self, now: UnixMillis, outcome: Outcome) {
         let spec = self.member().spec_digest;
         let (run, worker) = (self.settings.run.clone(), self.settings.worker.clone());
-        let held = self.present();
         let statement = Statement {
             v: V,
             run,
             spec,
             worker,
-            lease: held.lease(),
+            lease: self.present().lease(),
             outcome,
         };
-        held.step = WorkStep::Submitting(statement.encode());
+        let encoded = statement.encode();
+        let provenance = self.provenance(&statement, Digest::of(&encoded));
+        self.present().step = WorkStep::Submitting(HandIn {
+            statement: encoded,
+            provenance,
+        });
         self.asked = None;
         self.ask_at = now;
         self.pauses.reset();
         self.patience.reset();
+    }
+
+    /// What a contribution was made from, by its lease; none for an evaluation.
+    fn provenance(&mut self, statement: &Statement, digest: Digest) -> Option<Vec<u8>> {
+        let manifest = Arc::clone(&self.present().manifest);
+        let (Outcome::Contribution(contribution), Work::Train { shards, .. }) =
+            (&statement.outcome, &manifest.work)
+        else {
+            return None;
+        };
+        let join = &self.settings.join;
+        let from = MadeFrom {
+            base: manifest.base.clone(),
+            shards: shards.clone(),
+            release: join.release.clone(),
+        };
+        let handed = HandedIn {
+            spec: &self.member().spec,
+            spec_digest: statement.spec,
+            worker: &statement.worker,
+            lease: statement.lease,
+            contribution,
+            statement: digest,
+        };
+        let (domain, key) = (&self.settings.domain, &join.audit_key);
+        Some(Provenance::of_contribution(handed, &from, domain, key).to_json())
     }
 
     pub(crate) fn submit_answered(
@@ -209,10 +242,10 @@ impl Worker {
 
     fn submit_accepted(&mut self, now: UnixMillis, reply: SubmitReply, effects: &mut Vec<Effect>) {
         let held = self.present();
-        let WorkStep::Submitting(statement) = &held.step else {
+        let WorkStep::Submitting(result) = &held.step else {
             panic!("the answer to a result came before the result")
         };
-        let (lease, statement) = (held.lease(), Digest::of(statement));
+        let (lease, statement) = (held.lease(), Digest::of(&result.statement));
         match reply.fate {
             Fate::Merged => {
                 effects.push(Effect::Emit(WorkerEvent::Submitted { lease, statement }));

@@ -234,8 +234,8 @@ impl Worker {
                 ))
             }
             Stage::Holding(held) => match &held.step {
-                WorkStep::Submitting(statement) => {
-                    Some((Request::Submit(statement.clone()), self.patience.now()))
+                WorkStep::Submitting(result) => {
+                    Some((Request::Submit(result.clone()), self.patience.now()))
                 }
                 WorkStep::Fetching | WorkStep::Training | WorkStep::Uploading(_) => None,
             },

@@ -53,6 +53,7 @@ mod permissions;
 mod poisoned_state;
 mod privacy;
 mod promotion;
+mod provenance;
 mod quarantine;
 mod receipts;
 mod recompute;

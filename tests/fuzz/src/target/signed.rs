@@ -13,7 +13,7 @@ use schemas::lease::{MANIFEST_TYPE, Manifest, Work};
 use schemas::member::Posture;
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb};
 use schemas::security::SecurityEvent;
-use schemas::{ChainSequence, Digest, Message as _, Steps, UnixMillis, V};
+use schemas::{ChainSequence, Digest, Message as _, ObjectRef, Steps, UnixMillis, V};
 use serde_bytes::ByteArray;
 use tlog::layout::{add_entry, entries_of, first_entries};
 use tlog::{Head, layout};
@@ -228,7 +228,12 @@ pub(super) fn envelope(bytes: &[u8]) {
         _ => {}
     }
     match which % 2 {
-        0 => drop(dsse::open_provenance(bytes, [&key])),
+        0 => {
+            drop(dsse::open_provenance(bytes, [&key]));
+            let data = kit::data().named(1, 8).build();
+            let stored = ObjectRef::of(b"a manifest");
+            drop(dsse::open_data_provenance(bytes, DOMAIN, &data, stored));
+        }
         _ => {
             let sealed = keys::audit_key().seal_provenance(bytes);
             let opened = dsse::open_provenance(&sealed, [&key]).expect("it was just sealed");

@@ -53,6 +53,7 @@ fn settings() -> Settings {
     };
     Settings {
         run: kit::run_id(),
+        domain: "a-domain".to_owned(),
         worker: kit::worker(7),
         join,
         claim_wait: Millis(20_000),

@@ -203,6 +203,7 @@ fn a_row_has_the_digest_with_which_lineage_is_asked_for() {
         norm: 0.5,
         statement,
         signature: ByteArray::new([7; 64]),
+        provenance: None,
     };
     let (_, said) = of_ledger(&accepted);
     let begins = format!(", statement {}", &statement.hex()[..8]);

@@ -1,11 +1,12 @@
 //! The ancestry of snapshots and contributions, from the ledger of a run.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use audit_core::ancestry::{Ancestry, History, SavedSnapshot, Subject};
+use audit_core::ancestry::{Ancestry, Draw, History, SavedSnapshot, Subject};
 use schemas::event::LedgerEvent;
 use schemas::member::{Posture, Session};
-use schemas::provenance::{Maker, Provenance};
+use schemas::provenance::{HandedIn, MadeFrom, Maker, Provenance};
 use schemas::snapshot::SnapshotManifest;
 use schemas::{Bytes, ChainSequence, Chunks, Digest, ObjectRef, PublicKey, Round, V};
 
@@ -179,6 +180,50 @@ fn tl_19_the_bytes_that_a_worker_signed_are_made_again() {
     let again = |spec| handed.signed_bytes(&run(), spec);
     assert_eq!(again(history.spec_digest), Some(bytes));
     assert_eq!(again(Digest::of(b"other settings")), None);
+}
+
+#[test]
+fn tl_19_a_data_set_is_found_by_its_manifest() {
+    let ancestry = collected(spec().data.digest);
+    let found = ancestry.find().map(|(_, _, subject)| subject);
+    assert_eq!(found, Some(Subject::Data));
+    assert_eq!(ancestry.found().len(), 1);
+}
+
+/// What a contribution was made from is told by the ledger and the data: the weights of the round
+/// before, the unit's shards, the release of its maker.
+#[test]
+fn tl_19_the_statement_that_a_worker_signed_about_its_contribution_is_made_again() {
+    let of = lease(2, 0, 1);
+    let ancestry = collected(statement(of));
+    let Some((_, history, Subject::Contribution(handed))) = ancestry.find() else {
+        panic!("{:?}", ancestry.find())
+    };
+    assert_eq!(handed.base, Some(published(2)));
+    let data = Arc::new(kit::data().named(5, 64).build());
+    let draw = Draw::new(&history.spec, Arc::clone(&data));
+    let said = handed.provenance_statement(history, &draw, DOMAIN);
+    let from = MadeFrom {
+        base: published(2),
+        shards: draw.train_shards(&spec(), &of.unit),
+        release: handed.release.clone(),
+    };
+    assert_eq!(from.shards.len(), 1, "{data:?}");
+    let again = HandedIn {
+        spec: &spec(),
+        spec_digest: history.spec_digest,
+        worker: &handed.worker,
+        lease: of,
+        contribution: &handed.contribution,
+        statement: statement(of),
+    };
+    let key = &handed.audit_key;
+    let expected = Provenance::of_contribution(again, &from, DOMAIN, key);
+    assert_eq!(said, Some(expected));
+    let mut unknown = handed.clone();
+    unknown.base = None;
+    let said = unknown.provenance_statement(history, &draw, DOMAIN);
+    assert_eq!(said, None);
 }
 
 /// What a coordinator writes for snapshot 3.

@@ -134,6 +134,7 @@ impl Scene {
             norm: 0.0,
             statement: Digest::of(&body),
             signature: ByteArray::new(emitter.sign_statement(DOMAIN, &body)),
+            provenance: None,
         }
     }
 

@@ -63,6 +63,7 @@ impl Book {
             norm,
             statement: statement(lease),
             signature: ByteArray::new([0; 64]),
+            provenance: None,
         });
     }
 

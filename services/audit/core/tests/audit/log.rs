@@ -347,6 +347,7 @@ impl Log {
                 norm: 1.0,
                 statement,
                 signature,
+                provenance: None,
             };
             self.ledger(Some(run()), accepted);
             inputs.push(SealedInput {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ledger::{Run, Standing, Unit};
+use ledger::{Draw, Run, Standing, Unit};
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::foundry::Order;
 use schemas::hold::Hold;
@@ -19,7 +19,6 @@ use crate::deadline::RunTimer;
 use crate::effect::{Answer, Effect, Quarantine};
 use crate::input::{Peer, ReplyId};
 use crate::run::RunRoom;
-use crate::run::draw::Data;
 use crate::run::failures::stated_failure;
 use crate::run::groups::check_group;
 use crate::run::live::{LiveLease, LiveRun, progress_wait};
@@ -461,7 +460,7 @@ fn pair(run: &Run, live: &LiveRun, now: UnixMillis, trains: bool) -> Option<(Wor
 fn manifest(
     name: &RunId,
     run: &Run,
-    data: &Data,
+    data: &Draw,
     worker: &WorkerId,
     lease: LeaseRef,
     now: UnixMillis,

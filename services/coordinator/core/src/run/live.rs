@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use backoff::Backoff;
+use ledger::Draw;
 use schemas::event::LeaseEnd;
 use schemas::lease::{LeaseRef, UnitId};
 use schemas::run::RunSpec;
@@ -14,7 +15,6 @@ use schemas::{
 };
 
 use crate::input::{DeliveryId, Merged, ReplyId, ScreeningId};
-use crate::run::draw::Data;
 use crate::run::failures::Failures;
 use crate::run::leases::{FETCH_AGE_MAX, LEASE_AGE_MAX};
 use crate::run::lists::Lists;
@@ -27,7 +27,7 @@ use crate::run::spare::UnitTimes;
 pub(crate) struct LiveRun {
     /// Objects that members may read: those that the run's settings and its data manifest name.
     pub(crate) readable: BTreeSet<Digest>,
-    pub(crate) data: Option<Data>,
+    pub(crate) data: Option<Draw>,
     pub(crate) lists: Lists,
     pub(crate) foundry: Foundry,
     /// The time at which a privacy budget that keeps all members from an open unit ends the run.

@@ -16,14 +16,13 @@
 //! | `quarantine` | the end of everything that a worker has, when an operator shuts it out |
 //! | `failures` | when units that fail halt the run |
 //! | `spare`, `spending` | who may evaluate; how many events a worker may cause |
-//! | `draw` | which data a unit reads |
+//! | `privacy`, `provenance` | what a private run asks of a contribution; what it was made from |
 //! | `closed` | the answers of a run that is over |
 //! | `view` | the views for operators and watchers |
 //! | `live` | state that is lost with the process |
 
 pub(crate) mod closed;
 mod closing;
-mod draw;
 mod failures;
 pub(crate) mod groups;
 mod heartbeat;
@@ -35,6 +34,8 @@ pub(crate) mod masking;
 pub(crate) mod members;
 pub(crate) mod objects;
 mod offers;
+mod privacy;
+mod provenance;
 mod quarantine;
 mod reach;
 mod restore;

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use ledger::Run;
 use schemas::contribution::{
-    Applied, Contribution, Evaluation, Fate, Outcome as Stated, Statement, SubmitReply,
+    Contribution, Evaluation, Fate, Outcome as Stated, Statement, SubmitReply,
 };
-use schemas::event::{Departure, LedgerEvent};
+use schemas::event::{Departure, LeaseEnd, LedgerEvent};
 use schemas::foundry::Order;
 use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::{LOSS_MAX, TRAIN_MAX};
-use schemas::run::{Comparison, Privacy, RunSpec};
+use schemas::provenance::MadeFrom;
+use schemas::run::{Comparison, RunSpec};
 use schemas::{Code, Digest, Message as _, Millis, Refusal, Round, RunId, Tokens, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -22,6 +23,8 @@ use crate::run::RunRoom;
 use crate::run::leases::check_holder;
 use crate::run::masking::check_masked;
 use crate::run::members::check_member;
+use crate::run::privacy::{check_noised, not_private};
+use crate::run::provenance::signed;
 use crate::run::reach::reach;
 use crate::turn::{Handled, Outcome, Turn};
 
@@ -38,6 +41,8 @@ pub(crate) struct Screening {
     submission: Submission,
     /// The digest of the statement as it was signed.
     statement: Digest,
+    /// What the contribution was made from, when its check began.
+    from: Option<Box<MadeFrom>>,
     /// Requests that wait, and the statement of each.
     replies: Vec<(ReplyId, Digest)>,
 }
@@ -81,15 +86,22 @@ impl RunRoom<'_> {
             return Ok(Outcome::Later);
         }
         let tokens = self.evaluation_tokens(lease.unit.kind)?;
+        let from = match self.made_from(&peer.worker, &lease.unit) {
+            Ok(from) => from,
+            Err(refusal) => return Ok(Outcome::NotNow(refusal)),
+        };
         let stated = &submission.statement;
         let checked = check_statement(self.run.name(), &self.run, &peer.worker, stated, tokens);
         let checked = checked.and_then(|()| check_form(&self.run, &submission));
-        if let Err(refusal) = checked {
-            // The event of the rejection names the reason, as for a result that a check refuses
-            // later.
-            self.reject(turn, lease, &peer.worker, &refusal);
-            return Ok(Outcome::NotNow(refusal));
-        }
+        let provenance = match checked.and_then(|()| signed(&submission, from.as_deref())) {
+            Ok(provenance) => provenance,
+            Err(refusal) => {
+                // The event of the rejection names the reason, as for a result that a check refuses
+                // later.
+                self.reject(turn, lease, &peer.worker, &refusal);
+                return Ok(Outcome::NotNow(refusal));
+            }
+        };
         let screening = turn.screenings.begin(self.run.name());
         let held = self.live.lease_mut(&lease.unit);
         held.screening = Some(screening);
@@ -99,6 +111,7 @@ impl RunRoom<'_> {
             worker: worker.clone(),
             submission: submission.clone(),
             statement,
+            from,
             replies: vec![(reply, statement)],
         };
         self.live.screenings.insert(screening, waiting);
@@ -108,6 +121,7 @@ impl RunRoom<'_> {
             audit_key,
             statement: ByteBuf::from(submission.bytes),
             signature: ByteArray::new(submission.signature),
+            provenance,
         };
         self.order(turn, order);
         Ok(Outcome::Later)
@@ -163,10 +177,17 @@ impl RunRoom<'_> {
             let norm = check_norm(found.norm, &self.run.spec, self.run.progress(unit.round))?;
             check_noised(&done.submission.statement.outcome, norm, &self.run.spec)?;
             self.check_copied(&done, norm)?;
+            self.check_made_from(&done.worker, &unit, done.from.as_deref())?;
             Ok((norm, found.listed))
         });
         match found {
             Ok((norm, listed)) => self.accept(turn, done, norm, listed),
+            // The process that handed it in is no more, and so its lease ends, as that of a worker
+            // that is replaced without a result.
+            Err(refusal) if refusal.code == Code::Replaced => {
+                turn.answer_all(&done, &refusal);
+                self.end_lease(turn, done.lease(), LeaseEnd::Orphaned);
+            }
             Err(refusal)
                 if is_checked_again(refusal.code)
                     && !self.has_failed_enough(&done, refusal.code) =>
@@ -204,6 +225,7 @@ impl RunRoom<'_> {
             submission,
             statement,
             replies,
+            ..
         } = done;
         let mut named = named_objects(&submission.statement.outcome);
         named.extend(listed);
@@ -317,6 +339,7 @@ fn accepted(worker: WorkerId, submission: Submission, statement: Digest, norm: f
             norm,
             statement,
             signature,
+            provenance: submission.provenance.map(ByteArray::new),
         },
         Stated::Evaluation(evaluation) => LedgerEvent::EvaluationAccepted {
             lease,
@@ -375,39 +398,6 @@ fn already_counted(lease: &LeaseRef) -> Refusal {
         Code::AlreadyCounted,
         format!("another result of unit {} counts", lease.unit),
     )
-}
-
-/// The reason why a contribution does not have the run's privacy, by its statement.
-fn not_private(privacy: Option<&Privacy>, contribution: &Contribution) -> Option<Refusal> {
-    let (stated, expected) = (contribution.privacy, privacy.map(Privacy::applied));
-    let say = |applied: Option<Applied>| match applied {
-        None => "no clipping and no noise".to_owned(),
-        Some(applied) => format!(
-            "clip {} and noise {}",
-            applied.clip, applied.noise_multiplier
-        ),
-    };
-    let detail = if stated != expected {
-        format!("it states {}, the run has {}", say(stated), say(expected))
-    } else if privacy.is_some() && contribution.loss != 0.0 {
-        "it states a training loss, which no noise covers".to_owned()
-    } else {
-        return None;
-    };
-    Some(Refusal::new(Code::NotPrivate, detail))
-}
-
-/// Refuses a contribution to a private run whose norm clipping and noise do not give.
-fn check_noised(outcome: &Stated, norm: f64, spec: &RunSpec) -> Result<(), Refusal> {
-    let (Some(privacy), Stated::Contribution(_)) = (&spec.privacy, outcome) else {
-        return Ok(());
-    };
-    let (least, most) = privacy.norms(spec.parameters());
-    if (least..=most).contains(&norm) {
-        return Ok(());
-    }
-    let detail = format!("its norm is {norm}, clipping and noise give {least} to {most}");
-    Err(Refusal::new(Code::NotPrivate, detail))
 }
 
 /// Refuses a contribution to `round` whose norm is above the run's bound (0 stands for none), or,

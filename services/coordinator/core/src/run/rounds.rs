@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ledger::{BudgetEnd, Run, Standing};
+use ledger::{BudgetEnd, Draw, Run, Standing};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::event::LedgerEvent;
 use schemas::foundry::{Order, Saved};
@@ -19,7 +19,6 @@ use crate::effect::Effect;
 use crate::input::{Merged, ReplyId};
 use crate::run::RunRoom;
 use crate::run::closing::{due, to_compare};
-use crate::run::draw::Data;
 use crate::run::live::{Foundry, LiveRun, WeightsTask, backoff};
 use crate::run::objects::RefusedRead;
 use crate::turn::Turn;
@@ -107,7 +106,7 @@ impl RunRoom<'_> {
         if let Tokenizer::HuggingFace(object) = &manifest.tokenizer {
             readable.insert(object.digest);
         }
-        self.live.data = Some(Data::new(&self.run.spec, manifest));
+        self.live.data = Some(Draw::new(&self.run.spec, manifest));
         let refused = self.answer_reads(turn);
         self.repeat_grants(turn);
         self.serve(turn);

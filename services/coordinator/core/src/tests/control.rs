@@ -73,6 +73,7 @@ fn the_largest_settings_fit_into_an_event() {
         digest: object("chunk").digest,
         bytes: Bytes(u64::MAX),
     };
+    large.data_provenance = Some(chunk);
     large.model.initial = vec![chunk; NAMED_CHUNKS_MAX].into();
     new_run(&mut world, large);
     world.answer_pending();

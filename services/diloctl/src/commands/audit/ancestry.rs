@@ -1,7 +1,9 @@
 //! `lineage show`: what an object was made from, verified link by link; and the same check for a
 //! promotion.
 
-use diloco_audit::ancestry::{Ancestry, Handed, History, SavedSnapshot, Subject};
+use std::sync::Arc;
+
+use diloco_audit::ancestry::{Ancestry, Draw, Handed, History, SavedSnapshot, Subject};
 use diloco_audit::provenance::{Attested, Verifier};
 use diloco_audit::{Auditor, DigestPrefix};
 use runtime::Failure;
@@ -93,7 +95,7 @@ impl Signed {
 pub(crate) async fn show(context: &Context, command: &ShowLineage) -> Result<(), Failure> {
     let wanted = &command.digest;
     let ancestry = collect(context, wanted.clone(), &command.from).await?;
-    let none = "no snapshot and no contribution is";
+    let none = "no snapshot, no contribution and no data set is";
     let digest = lineage::only(wanted, ancestry.found(), none)?;
     let Some((run, history, subject)) = ancestry.find() else {
         let detail = format!("{none} {digest}");
@@ -109,11 +111,13 @@ pub(crate) async fn show(context: &Context, command: &ShowLineage) -> Result<(),
     };
     let mut tree = Tree {
         verifier,
+        draw: None,
         worst: None,
     };
     let (lineage, rests_on) = match subject {
         Subject::Snapshot(snapshot) => tree.snapshots(snapshot).await,
         Subject::Contribution(handed) => (tree.contribution(handed, None).await, Vec::new()),
+        Subject::Data => (tree.data_set().await, Vec::new()),
     };
     let shown = Shown {
         run: run.clone(),
@@ -160,15 +164,19 @@ pub(crate) async fn verified(
         run,
         history,
     };
-    let Attested { manifest, key } = verifier.snapshot(snapshot).await?;
+    let Attested { manifest, key, .. } = verifier.snapshot(snapshot).await?;
     let line = history.line(snapshot);
     for before in &line[1..] {
         verifier.snapshot(before).await?;
     }
     let mut signed = Signed::default();
+    let data = verifier.data().await?;
+    verifier.data_envelope(&data).await?;
+    let draw = Draw::new(&history.spec, Arc::new(data));
     for merge in line.iter().flat_map(|one| &one.merges) {
         for (handed, _) in inputs(history, merge) {
             signed.count(verifier.contribution(handed))?;
+            verifier.envelope(handed, &draw)?;
         }
     }
     let total = manifest.weights.total() + manifest.broadcast.chunks.total();
@@ -190,7 +198,7 @@ pub(crate) async fn verified(
 }
 
 /// Reads the record for the ancestry of an object.
-async fn collect(
+pub(super) async fn collect(
     context: &Context,
     digest: DigestPrefix,
     from: &AncestrySource,
@@ -213,6 +221,8 @@ fn inputs<'a>(
 /// The tree in the making.
 struct Tree<'a> {
     verifier: Verifier<'a>,
+    /// The order in which units take the run's data, once it was asked for.
+    draw: Option<Result<Arc<Draw>, Refusal>>,
     /// The worst of what was found: evidence before something that could not be checked.
     worst: Option<Refusal>,
 }
@@ -293,25 +303,44 @@ impl Tree<'_> {
             "of run {}, created by {}",
             self.verifier.run, history.operator
         );
-        let data = self.verifier.data().await;
-        let (data, verdict) = self.judge(data);
-        let shards = data.into_iter().flat_map(|data| data.train);
-        let shard = |shard: schemas::data::Shard| {
-            let about = format!("{} tokens to train on", shard.tokens);
-            Node::of("shard", about, Some(shard.object.digest))
-        };
-        let set = "every unit draws its sequences from all of its shards".to_owned();
-        let (spec, model) = (&history.spec, &history.spec.model);
+        let data = self.data_set().await;
+        let model = &history.spec.model;
         vec![
             Node::of("settings", by, Some(history.spec_digest)),
             Node::of("configuration", String::new(), Some(model.config.digest)),
             Node::of("layout", String::new(), Some(model.layout.digest)),
-            Node {
-                verdict,
-                from: shards.map(shard).collect(),
-                ..Node::of("data set", set, Some(spec.data.digest))
-            },
+            data,
         ]
+    }
+
+    /// The data set with the statement about it and its shards.
+    async fn data_set(&mut self) -> Node {
+        let spec = &self.verifier.history.spec;
+        let set = "every unit draws its sequences from some of its shards, in their turn";
+        let mut node = Node::of("data set", set.to_owned(), Some(spec.data.digest));
+        let data = self.verifier.data().await;
+        let (data, verdict) = self.judge(data);
+        node.verdict = verdict;
+        let Some(data) = data else {
+            return node;
+        };
+        let mut statement = Node::of("provenance", String::new(), None);
+        statement.digest = spec.data_provenance.map(|statement| statement.digest);
+        let checked = self.verifier.data_envelope(&data).await;
+        let (checked, verdict) = self.judge(checked);
+        statement.about = match &checked {
+            Some(None) => "none: the run's settings name none".to_owned(),
+            Some(Some((_, key))) => format!("signed by {key}"),
+            None => String::new(),
+        };
+        statement.verdict = verdict.filter(|_| spec.data_provenance.is_some());
+        node.from.push(statement);
+        let shard = |shard: schemas::data::Shard| {
+            let about = format!("{} tokens to train on", shard.tokens);
+            Node::of("shard", about, Some(shard.object.digest))
+        };
+        node.from.extend(data.train.into_iter().map(shard));
+        node
     }
 
     /// A merged round with its contributions.
@@ -351,12 +380,38 @@ impl Tree<'_> {
         };
         let statement = Node::of("signed statement", String::new(), Some(handed.statement));
         node.from.push(statement);
+        node.from.push(self.provenance(handed).await);
         node.from
             .push(Node::of("worker", maker, None).named(worker));
         if weight.is_empty() {
             node.from.extend(self.origins().await);
         }
         node
+    }
+}
+
+impl Tree<'_> {
+    /// The provenance of a contribution, by the digest of its envelope.
+    async fn provenance(&mut self, handed: &Handed) -> Node {
+        const WHAT: &str = "provenance";
+        if handed.provenance.is_none() {
+            let about = "none: an earlier release accepted the contribution";
+            return Node::of(WHAT, about.to_owned(), None);
+        }
+        let draw = match &self.draw {
+            Some(draw) => draw.clone(),
+            None => {
+                let draw = self.verifier.draw().await.map(Arc::new);
+                self.draw.insert(draw).clone()
+            }
+        };
+        let checked = draw.and_then(|draw| self.verifier.envelope(handed, &draw));
+        let (envelope, verdict) = self.judge(checked);
+        let digest = envelope.flatten().map(|envelope| Digest::of(&envelope));
+        Node {
+            verdict,
+            ..Node::of(WHAT, format!("signed by {}", handed.audit_key), digest)
+        }
     }
 }
 

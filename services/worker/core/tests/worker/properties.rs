@@ -108,9 +108,9 @@ impl Play {
                     if let Request::Submit(_) | Request::Renew(_) = request {
                         assert!(self.present.is_some(), "{request:?} without a lease");
                     }
-                    if let Request::Submit(bytes) = request {
+                    if let Request::Submit(result) = request {
                         let statement: schemas::contribution::Statement =
-                            schemas::Message::decode(bytes).expect("a statement");
+                            schemas::Message::decode(&result.statement).expect("a statement");
                         assert!(
                             !self.lost.contains(&statement.lease),
                             "a result under a lost lease"

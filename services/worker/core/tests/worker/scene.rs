@@ -40,6 +40,7 @@ pub(crate) fn settings() -> Settings {
     };
     Settings {
         run: spec().run,
+        domain: "a-domain".to_owned(),
         worker: worker_id(),
         join,
         claim_wait: Millis(20_000),

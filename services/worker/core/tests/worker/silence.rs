@@ -105,7 +105,7 @@ fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
             assert!(!scene.has(disturbs), "{away}: {:?}", scene.effects);
             assert_eq!(scene.request().1, &Request::Submit(stated.clone()));
         }
-        let statement = Statement::decode(&stated).expect("what was encoded");
+        let statement = Statement::decode(&stated.statement).expect("what was encoded");
         let Outcome::Contribution(contribution) = statement.outcome else {
             panic!("of a training unit")
         };

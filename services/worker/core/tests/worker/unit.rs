@@ -2,16 +2,17 @@
 
 use schemas::contribution::{Evaluation, Fate, Outcome, Statement};
 use schemas::event::WorkerEvent;
-use schemas::lease::UnitKind;
+use schemas::lease::{UnitKind, Work};
 use schemas::masking::CohortSeal;
+use schemas::provenance::{HandedIn, MadeFrom, Provenance};
 use schemas::run::{RunSpec, SecureAggregation};
 use schemas::{Chunks, Code, Digest, Message as _, ObjectRef, Refusal, Tokens};
 use serde_bytes::ByteArray;
 use worker_core::{Agreed, Effect, Input, Request, ResultEnd, Trained, WorkId};
 
 use crate::scene::{
-    Scene, claims, dropped, ends, exits, fate, keeps, lease, refused, renews, spec, submits,
-    trained,
+    Scene, claims, dropped, ends, exits, fate, keeps, lease, manifest, refused, renews, settings,
+    spec, submits, trained,
 };
 
 #[test]
@@ -39,13 +40,33 @@ fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
         work,
         outcome: Ok(chunks.clone()),
     });
-    let (_, Request::Submit(bytes)) = scene.request() else {
+    let (_, Request::Submit(result)) = scene.request() else {
         panic!("a result is submitted")
     };
-    let statement = Statement::decode(bytes).expect("what was encoded");
+    let statement = Statement::decode(&result.statement).expect("what was encoded");
     let Outcome::Contribution(contribution) = statement.outcome else {
         panic!("of a training unit")
     };
+    // It signs what its lease says that it was made from.
+    let (manifest, join) = (manifest(held, scene.now), settings().join);
+    let Work::Train { shards, .. } = manifest.work else {
+        panic!("a training unit")
+    };
+    let handed = HandedIn {
+        spec: &spec(),
+        spec_digest: statement.spec,
+        worker: &settings().worker,
+        lease: held,
+        contribution: &contribution,
+        statement: Digest::of(&result.statement),
+    };
+    let from = MadeFrom {
+        base: manifest.base,
+        shards,
+        release: join.release,
+    };
+    let said = Provenance::of_contribution(handed, &from, "a-domain", &join.audit_key);
+    assert_eq!(result.provenance, Some(said.to_json()));
     assert_eq!(
         (statement.lease, contribution.chunks, contribution.tokens),
         (held, chunks, Tokens(64))
@@ -105,10 +126,10 @@ fn tl_17_a_worker_tells_its_cohort_before_it_trains_and_states_it_with_its_contr
         work,
         outcome: Ok(chunks),
     });
-    let (_, Request::Submit(bytes)) = scene.request() else {
+    let (_, Request::Submit(result)) = scene.request() else {
         panic!("a result is submitted")
     };
-    let statement = Statement::decode(bytes).expect("what was encoded");
+    let statement = Statement::decode(&result.statement).expect("what was encoded");
     let Outcome::Contribution(contribution) = statement.outcome else {
         panic!("of a training unit")
     };

@@ -17,14 +17,15 @@ use schemas::{ObjectRef, Steps, Tokens};
 
 /// A run's data and the order in which units take it.
 #[derive(Clone, Debug)]
-pub(crate) struct Data {
+pub struct Draw {
     manifest: Arc<DataManifest>,
     /// Positions of the training shards, in the order of the draw.
     order: Vec<usize>,
 }
 
-impl Data {
-    pub(crate) fn new(spec: &RunSpec, manifest: Arc<DataManifest>) -> Self {
+impl Draw {
+    /// The order in which a run with these settings takes its data.
+    pub fn new(spec: &RunSpec, manifest: Arc<DataManifest>) -> Self {
         let mut order: Vec<usize> = (0..manifest.train.len()).collect();
         // Fisher and Yates. The bias of the remainder is below 2^-47 for 65,536 shards.
         let mut stream = mix(spec.seed);
@@ -36,7 +37,7 @@ impl Data {
     }
 
     /// The work that a lease of `unit` asks for.
-    pub(crate) fn work(&self, spec: &RunSpec, unit: &UnitId, steps_before: Steps) -> Work {
+    pub fn work(&self, spec: &RunSpec, unit: &UnitId, steps_before: Steps) -> Work {
         match unit.kind {
             UnitKind::Train => Work::Train {
                 shards: self.train_shards(spec, unit),
@@ -60,7 +61,7 @@ impl Data {
     /// The tokens that an evaluation predicts: those of as many sequences as it asks for, or as its
     /// shards hold. A sequence needs one token more than it predicts, and may share it with the
     /// next one.
-    pub(crate) fn evaluation_tokens(&self, spec: &RunSpec) -> Tokens {
+    pub fn evaluation_tokens(&self, spec: &RunSpec) -> Tokens {
         let length = u64::from(spec.schedule.sequence_tokens.max(1));
         let shards = self.manifest.held_out.iter().take(UNIT_SHARDS_MAX);
         let sequences = shards.fold(0_u64, |sum, shard| {
@@ -69,7 +70,8 @@ impl Data {
         Tokens(sequences.min(spec.schedule.evaluation_sequences.into()) * length)
     }
 
-    fn train_shards(&self, spec: &RunSpec, unit: &UnitId) -> Vec<ObjectRef> {
+    /// The shards that a training unit reads, in the order in which its lease names them.
+    pub fn train_shards(&self, spec: &RunSpec, unit: &UnitId) -> Vec<ObjectRef> {
         let count = self.order.len() as u64;
         if count == 0 {
             return Vec::new();
@@ -110,7 +112,14 @@ mod tests {
     use schemas::{Round, UnitIndex};
 
     use super::*;
-    use crate::fixture::{data, spec};
+
+    fn spec() -> RunSpec {
+        kit::run_spec().build()
+    }
+
+    fn data(shards: usize, shard_tokens: u64) -> DataManifest {
+        kit::data().named(shards, shard_tokens).build()
+    }
 
     #[test]
     fn mix_is_splitmix64() {
@@ -124,9 +133,9 @@ mod tests {
 
     #[test]
     fn rounds_cover_all_shards_evenly_and_a_unit_reads_the_same_twice() {
-        let (mut spec, data) = (spec("demo"), data(7, 40));
+        let (mut spec, data) = (spec(), data(7, 40));
         spec.schedule.units = 3;
-        let draw = Data::new(&spec, Arc::new(data));
+        let draw = Draw::new(&spec, Arc::new(data));
         let mut seen: BTreeMap<ObjectRef, u32> = BTreeMap::new();
         for round in 0..14 {
             for index in 0..3 {
@@ -166,7 +175,7 @@ mod tests {
 
     #[test]
     fn an_evaluation_predicts_what_it_asks_for_or_what_there_is() {
-        let mut spec = spec("demo");
+        let mut spec = spec();
         for (shards, tokens, sequences, expected) in [
             (1, 20, 4, 16),
             (1, 16, 4, 12),
@@ -184,7 +193,7 @@ mod tests {
                 };
                 shards
             ];
-            let found = Data::new(&spec, Arc::new(manifest)).evaluation_tokens(&spec);
+            let found = Draw::new(&spec, Arc::new(manifest)).evaluation_tokens(&spec);
             assert_eq!(
                 found,
                 Tokens(expected),
@@ -195,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_unit_takes_as_many_shards_as_hold_its_tokens() {
-        let mut spec = spec("demo");
+        let mut spec = spec();
         for (inner_steps, shard_tokens, expected) in
             [(1, 1_000_000, 1), (10, 32, 3), (10_000, 1, 7)]
         {

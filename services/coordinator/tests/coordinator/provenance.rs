@@ -1,0 +1,68 @@
+//! The provenance of contributions: the coordinator counts none whose worker has not signed what it
+//! was made from.
+
+use identity::AuditKey;
+use runtime::BusError;
+use schemas::contribution::{Fate, SubmitReply, SubmitRequest};
+use schemas::event::LedgerEvent;
+use schemas::subject::Verb;
+use schemas::{Code, ObjectRef};
+use serde_bytes::ByteArray;
+
+use crate::scene::{Scene, Worker};
+
+/// Hands in what is made of an honest result of a new lease. Returns the code of the refusal.
+async fn hand_in(worker: &Worker, change: &dyn Fn(&mut SubmitRequest)) -> Result<Fate, Code> {
+    let manifest = worker.claim().await.expect("work");
+    let base = worker.fetch(&manifest.base).await;
+    let chunks: Vec<ObjectRef> = worker
+        .upload(&manifest, worker.contribution(&manifest, &base))
+        .await;
+    let contribution = kit::contribution(&worker.spec, chunks);
+    let lease = manifest.lease;
+    let mut request = worker.scripted.result(&worker.spec, lease, contribution);
+    change(&mut request);
+    match worker.ask::<_, SubmitReply>(Verb::Submit, &request).await {
+        Ok(reply) => Ok(reply.fate),
+        Err(BusError::Refused(refusal)) => Err(refusal.code),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tl_19_a_contribution_counts_only_with_a_provenance_that_its_worker_signed() {
+    let scene = Scene::start(1).await;
+    let worker = scene.worker("worker-0").await;
+    let stranger = AuditKey::generate();
+    let refused: [(&str, &dyn Fn(&mut SubmitRequest)); 3] = [
+        ("none", &|request| request.provenance = None),
+        ("a stranger's", &|request| {
+            let signature = stranger.sign_provenance(b"{}");
+            request.provenance = Some(ByteArray::new(signature));
+        }),
+        ("the one over the worker's statement", &|request| {
+            request.provenance = Some(request.signature);
+        }),
+    ];
+    for (what, change) in refused {
+        let code = hand_in(&worker, change).await;
+        assert_eq!(code, Err(Code::ProvenanceInvalid), "{what}");
+    }
+    let signed = std::cell::RefCell::new(Vec::new());
+    for _ in 0..2 {
+        let keep = |request: &mut SubmitRequest| {
+            let signature = request.provenance.as_deref().copied();
+            signed.borrow_mut().push(signature);
+        };
+        assert_eq!(hand_in(&worker, &keep).await, Ok(Fate::Merged));
+    }
+    // The ledger has the signatures of those that count, and no others count.
+    let recorded = scene.cluster.evidence().await.ledger().await;
+    let recorded = recorded.iter().filter_map(|event| match event {
+        LedgerEvent::ContributionAccepted { provenance, .. } => {
+            Some(provenance.as_deref().copied())
+        }
+        _ => None,
+    });
+    assert_eq!(recorded.collect::<Vec<_>>(), signed.into_inner());
+}
