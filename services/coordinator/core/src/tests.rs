@@ -25,6 +25,7 @@ mod quarantine;
 mod quota;
 mod repeat;
 mod restore;
+mod revocation;
 mod round;
 mod screening;
 mod spare;
