@@ -78,7 +78,7 @@ fn tl_07_tl_29_a_revocation_is_in_the_ledger_with_its_operator_holder_and_reason
         role: None,
         name: None,
         reason: None,
-        ..named(&world, key(2))
+        ..named(&world, key(3))
     };
     let first = named(&world, key(1));
     let asked = order(&mut world, vec![first.clone(), stranger.clone()]);
