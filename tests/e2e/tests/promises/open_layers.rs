@@ -52,7 +52,9 @@ async fn la_01_la_03_layers_opened_by_an_exception_are_told_and_recorded_and_not
     while postures.len() < 5 {
         let has_one =
             |one: &Recorded| posture(one).is_some_and(|(by, _)| !postures.contains_key(by));
-        let found = evidence.until("a further posture", has_one).await;
+        let found = evidence
+            .until(&format!("posture beside {:?}", postures.keys()), has_one)
+            .await;
         let (by, posture) = posture(&found).expect("it was found so");
         postures.insert(by, posture.clone());
     }

@@ -38,8 +38,10 @@ async fn until_revoked(cluster: &mut Cluster, process: &str) {
     let log = cluster.process(process).log();
     assert_eq!(status.code(), Some(i32::from(EXIT_USAGE)), "{log}");
     let last = log.lines().rev().find(|line| line.starts_with("error "));
-    let code = Code::CredentialRevoked.to_string();
-    assert!(last.is_some_and(|line| line.contains(&code)), "{log}");
+    // The coordinator may say it before the broker cuts the connection.
+    let codes = [Code::CredentialRevoked, Code::HolderBlocked];
+    let told = |line: &str| codes.iter().any(|code| line.contains(&code.to_string()));
+    assert!(last.is_some_and(told), "{log}");
 }
 
 #[tokio::test]
@@ -80,7 +82,8 @@ async fn tl_07_tl_23_a_revoked_worker_ends_with_a_code_and_the_run_completes_wit
         (&row["state"], &row["role"]),
         (&"revoked".into(), &"worker".into())
     );
-    assert!(row["connections"].as_u64().unwrap() > 0, "{row}");
+    // The coordinator refuses it first, so it may have left before the broker cuts it.
+    assert!(row["connections"].as_u64().is_some(), "{row}");
     until_revoked(&mut cluster, "worker-1").await;
     // The record says who revoked whose key, and why; also of a key that never connected.
     let never = key_of(&cluster, "worker-7");
@@ -216,13 +219,16 @@ async fn tl_07_a_revocation_that_no_broker_confirms_is_kept_and_says_so() {
     cluster.diloctl_ok(&["cluster", "init"]).await;
     cluster.start_store().await;
     cluster.start_coordinator("coordinator").await;
-    let pushed = cluster.diloctl_ok(&["auth", "push"]).await;
-    assert!(pushed.contains("in the ledger now: 1"), "{pushed}");
+    let pushed = cluster.diloctl(&["auth", "push"]).await;
+    assert!(pushed.status.success(), "{}", pushed.stderr);
+    let told = pushed.stderr.contains("in the ledger now: 1");
+    assert!(told, "{}", pushed.stderr);
     let mut evidence = cluster.evidence().await;
     let revocation = revocation_of(issued.public.clone());
     evidence.until("the revocation", revocation).await;
-    let pushed = cluster.diloctl_ok(&["auth", "push"]).await;
-    assert!(!pushed.contains("ledger"), "{pushed}");
+    let pushed = cluster.diloctl(&["auth", "push"]).await;
+    let quiet = pushed.status.success() && !pushed.stderr.contains("ledger");
+    assert!(quiet, "{}", pushed.stderr);
     let doctor = cluster.diloctl(&["doctor"]).await.stdout;
     assert!(!doctor.contains(&unrecorded), "{doctor}");
 }
