@@ -32,6 +32,7 @@ async fn la_01_la_03_layers_opened_by_an_exception_are_told_and_recorded_and_not
 {
     let options = Options {
         plaintext: true,
+        sentry: true,
         ..Options::default()
     };
     let mut cluster = Cluster::start(options, 1).await;
