@@ -22,6 +22,7 @@ use crate::message::DecodeError;
 use crate::promotion::{PromoteReply, PromoteRequest};
 use crate::quarantine::{QuarantineReply, QuarantineRequest};
 use crate::restore::{RestoreReply, RestoreRequest};
+use crate::revocation::{RevokeReply, RevokeRequest};
 use crate::role::Role;
 use crate::subject::{Kind, Lane, Row};
 use crate::tenant::{TenantEndReply, TenantEndRequest, TenantReply, TenantRequest};
@@ -173,6 +174,7 @@ calls! {
     SnapshotRestore = "snapshot.restore": RestoreRequest => RestoreReply, "lead a run back to a full snapshot";
     TenantSet = "tenant.set": TenantRequest => TenantReply, "let a tenant have runs, or give it another quota";
     TenantEnd = "tenant.end": TenantEndRequest => TenantEndReply, "shut a tenant out for good";
+    CredentialRevoke = "credential.revoke": RevokeRequest => RevokeReply, "record that credentials are revoked, and have their keys refused";
     View = "view": ViewRequest => ViewReply, "look at the coordinator, runs, workers, leases, rounds, snapshots, tenants";
     Keys = "keys": KeysRequest => KeysReply, "read the public keys of leases and commands: a copy; this project's programs trust `trust.json` alone";
     BlobPut = "blob.put": OperatorObjects => Grants, "URLs to upload objects";

@@ -15,6 +15,7 @@ use crate::masking::{CohortMember, CohortSeal, UnitKey};
 use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::promotion::PointerName;
+use crate::role::Role;
 use crate::run::{RunSpec, TrainerKind};
 use crate::security::SecurityEvent;
 use crate::sync::{ComparedInput, SealedInput};
@@ -319,6 +320,23 @@ pub enum LedgerEvent {
         operator: PublicKey,
         reason: Reason,
     },
+    /// An operator had a credential revoked: its tokens that were issued up to `until` are void,
+    /// and the coordinator takes nothing of the key from here on, until it was issued anew. The
+    /// list of issued credentials names the holder, if it has the key.
+    CredentialRevoked {
+        key: PublicKey,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<Role>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        until: UnixMillis,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<Reason>,
+        operator: PublicKey,
+    },
+    /// A revoked key was issued anew, by the list of issued credentials: a token of this time is
+    /// not void, and what the key's holder asks is answered again.
+    CredentialReissued { key: PublicKey, issued: UnixMillis },
     /// A request was refused. A few refusals of each sender are recorded at once, then one now and
     /// again; `suppressed` counts the others, of all senders, since the last recorded one.
     RequestDenied {
@@ -473,6 +491,8 @@ kinds! { LedgerEvent {
     ObjectsGivenUp => "objects-given-up",
     TenantSet => "tenant-set",
     TenantEnded => "tenant-ended",
+    CredentialRevoked => "credential-revoked",
+    CredentialReissued => "credential-reissued",
     RequestDenied => "request-denied",
     CheckpointTaken => "checkpoint-taken",
     CheckpointSaved => "checkpoint-saved",

@@ -41,6 +41,7 @@ pub mod public;
 pub mod quarantine;
 pub mod renewal;
 pub mod restore;
+pub mod revocation;
 pub mod role;
 pub mod run;
 pub mod seat;

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteArray;
 
-use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
+use crate::limits::{MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
 use crate::{Digest, Millis, PublicKey, UnixMillis};
@@ -127,6 +127,29 @@ pub struct OpenLayer {
 }
 
 impl Posture {
+    /// The same for a record: no reason is longer than a text in an event, and each layer is named
+    /// once.
+    pub fn shortened(mut self) -> Self {
+        let mut named = Vec::new();
+        self.open.retain(|open| {
+            let is_new = !named.contains(&open.layer);
+            named.push(open.layer);
+            is_new
+        });
+        for open in &mut self.open {
+            let end = (0..=TEXT_BYTES_MAX.min(open.reason.len()))
+                .rev()
+                .find(|at| open.reason.is_char_boundary(*at));
+            open.reason.truncate(end.unwrap_or(0));
+        }
+        self
+    }
+
+    /// True if no layer was relaxed.
+    pub const fn is_closed(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// True for a layer that was relaxed.
     pub fn is_open(&self, layer: Layer) -> bool {
         self.open.iter().any(|open| open.layer == layer)

@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::event::kinds;
+use crate::member::Posture;
 use crate::message::{V, message};
 use crate::subject::{as_sent, sender_key};
 use crate::{AccountId, Code, PublicKey, UnixMillis};
@@ -61,7 +62,7 @@ impl Refuser {
 
 /// What a service refused lately for a reason of security. The broker writes the service's account
 /// into the subject, so the report itself does not say who sent it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RefusalReport {
     /// Version.
@@ -70,6 +71,9 @@ pub struct RefusalReport {
     pub refusals: Vec<Refused>,
     /// Refusals that are in no report: there was no room to tell them apart.
     pub more: u64,
+    /// The layers that the service runs with open, now and again; none if this report does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub posture: Option<Posture>,
 }
 
 message!(RefusalReport, "refusal-report", REFUSAL_REPORT_BYTES_MAX);
@@ -133,6 +137,9 @@ pub struct StoreRefusals {
     pub refusals: Vec<StoreRefusal>,
     /// Refusals for which there was no room to tell them apart.
     pub more: u64,
+    /// The layers that the store runs with open; none from a store of an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub posture: Option<Posture>,
 }
 
 /// A refusal of the store, once or several times.
@@ -170,7 +177,14 @@ pub enum SecurityEvent {
         /// What it cannot hear yet; empty if it hears all.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         unheard: Vec<String>,
+        /// The layers that the audit service runs with open.
+        #[serde(default, skip_serializing_if = "Posture::is_closed")]
+        posture: Posture,
     },
+    /// A service said which layers it runs with open: for the first time since the sentry's start,
+    /// or others than before. The broker vouches for the registrar, the connection for the store;
+    /// coordinator and workers say theirs in events of the ledger.
+    PostureStated { by: Refuser, posture: Posture },
     /// It stopped in order. What happens until the next start is not in the chain.
     SentryStopped,
     /// For a while it did not hear something. What happened there meanwhile is in no event.
@@ -229,6 +243,7 @@ pub struct Seen {
 
 kinds! { SecurityEvent {
     SentryStarted => "sentry-started",
+    PostureStated => "posture-stated",
     SentryStopped => "sentry-stopped",
     SentryInterrupted => "sentry-interrupted",
     AuthenticationFailed => "authentication-failed",
@@ -251,6 +266,7 @@ impl SecurityEvent {
             | Self::StreamChanged { seen }
             | Self::RequestRefused { seen, .. } => Some(seen),
             Self::SentryStarted { .. }
+            | Self::PostureStated { .. }
             | Self::SentryStopped
             | Self::SentryInterrupted { .. }
             | Self::SightingsDropped { .. } => None,
@@ -304,6 +320,7 @@ mod tests {
             v: V,
             refusals: vec![refused; REFUSALS_MAX],
             more: u64::MAX,
+            posture: None,
         };
         assert!(report.encode().len() <= RefusalReport::BYTES_MAX);
     }

@@ -40,6 +40,7 @@ mod promotion;
 mod provenance;
 mod quarantine;
 mod restore;
+mod revocation;
 mod security;
 mod tenant;
 
@@ -586,6 +587,7 @@ pub(crate) fn all() -> Vec<Example> {
     all.extend(security::all());
     all.extend(tenant::all());
     all.extend(restore::all());
+    all.extend(revocation::all());
     all.extend(collection::all());
     all
 }

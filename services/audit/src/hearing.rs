@@ -3,14 +3,17 @@
 //! fails is tried again for as long as the service runs. When something was not heard, that is
 //! said.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use audit_core::sentry::{Sighting, of_refusals, of_report};
+use audit_core::sentry::{Reported, Sighting, of_refusals, of_report};
 use runtime::{BusConfig, BusError, Delivery, Gap, Listener, Silence, clock};
 use schemas::Code;
 use schemas::account::REPORTS;
+use schemas::member::Posture;
+use schemas::security::Refuser;
 use schemas::subject::REFUSALS_FILTER;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -60,6 +63,8 @@ pub(crate) type Seen = (Sighting, u64);
 pub(crate) struct Outlet {
     sender: mpsc::Sender<Seen>,
     missed: Arc<AtomicU64>,
+    /// The last statement of each service that was not passed on yet.
+    stated: Arc<Mutex<BTreeMap<Refuser, Posture>>>,
 }
 
 /// One kind of report, as it is heard, and when it was not.
@@ -109,7 +114,16 @@ impl Sound {
                 }
             }
             Self::Services => {
-                if let Some((sightings, more)) = of_refusals(subject, payload) {
+                let reported = of_refusals(subject, payload);
+                if let Some(Reported {
+                    sightings,
+                    more,
+                    posture,
+                }) = reported
+                {
+                    if let Some((by, posture)) = posture {
+                        outlet.state(by, posture);
+                    }
                     outlet.miss(more);
                     for (sighting, times) in sightings {
                         outlet.put(sighting, times);
@@ -123,8 +137,24 @@ impl Sound {
 impl Outlet {
     pub(crate) fn new(most: usize) -> (Self, mpsc::Receiver<Seen>) {
         let (sender, receiver) = mpsc::channel(most);
-        let missed = Arc::default();
-        (Self { sender, missed }, receiver)
+        let outlet = Self {
+            sender,
+            missed: Arc::default(),
+            stated: Arc::default(),
+        };
+        (outlet, receiver)
+    }
+
+    /// Passes on what a service says of the layers that it runs with open.
+    pub(crate) fn state(&self, by: Refuser, posture: Posture) {
+        let mut stated = self.stated.lock().unwrap_or_else(PoisonError::into_inner);
+        stated.insert(by, posture);
+    }
+
+    /// Takes what services said since the last time.
+    pub(crate) fn take_stated(&self) -> BTreeMap<Refuser, Posture> {
+        let mut stated = self.stated.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *stated)
     }
 
     /// Passes a sighting on.
@@ -344,6 +374,7 @@ mod tests {
             v: V,
             refusals: vec![Refused { count, ..refused }],
             more: 0,
+            posture: None,
         };
         let place = format!("diloco.refusal.{account}.coordinator");
         peer.deliver(0, &place, &report.encode()).await;

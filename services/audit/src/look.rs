@@ -7,7 +7,7 @@ use std::time::Duration;
 use audit_core::sentry::StoreLooks;
 use objects::LogBucket;
 use runtime::{Silence, clock};
-use schemas::security::{STORE_REFUSALS, StoreRefusals};
+use schemas::security::{Refuser, STORE_REFUSALS, StoreRefusals};
 use schemas::{Code, UnixMillis};
 use tokio::time::{sleep, timeout};
 
@@ -84,7 +84,10 @@ impl Found {
     /// next look.
     fn take(&mut self, now: UnixMillis, list: Result<Option<StoreRefusals>, String>) -> Duration {
         let (pause, trouble) = match list {
-            Ok(Some(list)) => {
+            Ok(Some(mut list)) => {
+                if let Some(posture) = list.posture.take() {
+                    self.outlet.state(Refuser::Store, posture);
+                }
                 let (sightings, more) = self.looks.take(list);
                 self.outlet.miss(more);
                 for (sighting, times) in sightings {
@@ -135,6 +138,7 @@ mod tests {
             process: 1,
             refusals: Vec::new(),
             more: 0,
+            posture: None,
         }
     }
 

@@ -113,7 +113,7 @@ impl service::Service for Program {
         if !self.posture.is_open(Layer::Bulk) {
             mirror::refuse_strangers(&self.config).await?;
         }
-        Service::build(&self.config).await
+        Service::build(&self.config, self.posture).await
     }
 }
 

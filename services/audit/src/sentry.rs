@@ -16,6 +16,7 @@ use metrics::counter;
 use runtime::metrics::AUDIT_SECURITY;
 use runtime::{Bus, Gap, Silence, StreamReader, clock};
 use schemas::event::Event;
+use schemas::member::Posture;
 use schemas::security::SecurityEvent;
 use schemas::subject::{SECURITY_STREAM, security_subject};
 use schemas::{Code, Message as _};
@@ -81,7 +82,12 @@ struct Recording {
 impl Watch {
     /// Hears reports from then on. What it cannot hear yet it tries again. Without a key it says
     /// so, and there is no sentry. All else of the service goes on.
-    pub(crate) async fn connect(config: &Config, trust: &TrustBundle, bus: &Bus) -> Option<Self> {
+    pub(crate) async fn connect(
+        config: &Config,
+        posture: Posture,
+        trust: &TrustBundle,
+        bus: &Bus,
+    ) -> Option<Self> {
         let key = match key(config, trust) {
             Ok(key) => key,
             Err(reason) => {
@@ -150,6 +156,7 @@ impl Watch {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             broker_log: unread.is_none(),
             unheard,
+            posture: posture.shortened(),
         });
         Some(Self {
             recording,
@@ -205,6 +212,9 @@ impl Watch {
             self.sentry.note_times(now, sighting, times);
         }
         self.sentry.note_dropped(self.outlet.take_missed(), 0);
+        for (by, posture) in self.outlet.take_stated() {
+            self.sentry.note_posture(by, posture);
+        }
         let Some(mut tail) = self.tail.take() else {
             return;
         };

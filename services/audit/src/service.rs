@@ -10,6 +10,7 @@ use metrics::gauge;
 use runtime::metrics::{AUDIT_KEPT, AUDIT_LOG_STOPPED, AUDIT_PENDING};
 use runtime::{Bus, Failure, StreamError, clock};
 use schemas::Code;
+use schemas::member::Posture;
 use tlog::Head;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -62,7 +63,7 @@ impl Service {
     /// # Errors
     /// The trust bundle or the files cannot be used, no broker answers, the stream `AUDIT` is
     /// missing, or it is not the one that was kept.
-    pub async fn build(config: &Config) -> Result<Self, Failure> {
+    pub async fn build(config: &Config, posture: Posture) -> Result<Self, Failure> {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
         let keys = LedgerKeys::of(&config.audit.trust, &trust);
@@ -106,7 +107,7 @@ impl Service {
         let stream = ends.span;
         let recorder = compare(recorder, ends).await?;
         let (mut intake, notices) = Intake::connect(config, &known).await?;
-        let watch = Watch::connect(config, &known, intake.bus()).await;
+        let watch = Watch::connect(config, posture, &known, intake.bus()).await;
         if let Some(watch) = &watch {
             intake.tell(watch.outlet().clone());
         }

@@ -86,6 +86,7 @@ fn encode(addressee: &Addressee, answer: Result<Answer, Refusal>) -> Bytes {
         Ok(Answer::Restore(reply)) => to(addressee, reply),
         Ok(Answer::Tenant(reply)) => to(addressee, reply),
         Ok(Answer::TenantEnd(reply)) => to(addressee, reply),
+        Ok(Answer::Revoke(reply)) => to(addressee, reply),
         Ok(Answer::View(reply)) => to(addressee, *reply),
         Ok(Answer::Keys(reply)) => to(addressee, *reply),
         Ok(Answer::Shutdown(reply)) => to(addressee, reply),

@@ -231,6 +231,11 @@ impl Shell {
         arrival: Arrival,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Failure> {
+        let reissued = input::newcomer(&arrival)
+            .and_then(|key| input::reissued(&self.issued, core.state(), key));
+        if let Some(input) = reissued {
+            handle(core, input, effects);
+        }
         if let Some(input) = self.input(core, arrival)? {
             handle(core, input, effects);
         }

@@ -201,7 +201,9 @@ pub(crate) enum Auth {
     /// the exit status is 8, and `auth push` or `up` brings them into effect. Naming the domain's
     /// own coordinator or auditor revokes both connections of the service. A revoked holder can get
     /// new credentials with `auth issue`. Repeated, the command says `revoked already`. Tokens are
-    /// void that are dated up to the time in column `void up to`, five minutes ahead.
+    /// void that are dated up to the time in column `void up to`, five minutes ahead. The
+    /// coordinator records the revocation in the ledger, and answers the key nothing any more; if
+    /// it cannot be told, the exit status is 8 too (DL0784), and `auth push` or `up` tells it.
     Revoke {
         /// Names of holders, or keys (U...), as `auth ls` shows them.
         #[arg(required = true, value_name = "NAME|KEY")]
@@ -220,7 +222,8 @@ pub(crate) enum Auth {
         of: RolesArgs,
     },
     /// Give the running broker the tokens of all accounts, with permissions and revocations as the
-    /// trust domain has them now. Clients whose rights change reconnect; others stay connected.
+    /// trust domain has them now. Clients whose rights change reconnect; others stay connected. The
+    /// coordinator is told of revocations that the ledger does not have.
     Push,
     /// List all keys that credentials were issued for, with their end, and their revocation. A
     /// revocation voids every token that is dated up to the time in column `void up to`, five

@@ -496,6 +496,7 @@ const fn needs_store(verb: ControlVerb) -> bool {
         | ControlVerb::SnapshotPromote
         | ControlVerb::TenantSet
         | ControlVerb::TenantEnd
+        | ControlVerb::CredentialRevoke
         | ControlVerb::View
         | ControlVerb::Keys
         | ControlVerb::Shutdown => false,

@@ -55,6 +55,10 @@ pub struct Revocation {
     /// True until a broker has confirmed it. A broker that runs still serves the key.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pending: bool,
+    /// True until the ledger has it. Revocations of an earlier release count as recorded: nobody
+    /// can say any more who gave the order.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unrecorded: bool,
 }
 
 impl Revocation {
@@ -111,6 +115,7 @@ impl Domain {
             until,
             ends: until.after(LIFETIME_MAX).after(Millis::from_secs(1)),
             pending: true,
+            unrecorded: true,
         };
         write_entry(&path, &revocation)?;
         Ok(revocation)
@@ -121,14 +126,29 @@ impl Domain {
     /// # Errors
     /// The folder takes no file.
     pub fn confirm(&self, revocation: &Revocation) -> Result<Revocation, DomainError> {
-        let confirmed = Revocation {
-            pending: false,
-            ..revocation.clone()
-        };
+        self.amend(revocation, |kept| kept.pending = false)
+    }
+
+    /// Notes that the ledger has a revocation. The caller holds the [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// The folder takes no file.
+    pub fn note_recorded(&self, revocation: &Revocation) -> Result<Revocation, DomainError> {
+        self.amend(revocation, |kept| kept.unrecorded = false)
+    }
+
+    /// Changes the entry of a revocation, as it is kept now.
+    fn amend(
+        &self,
+        revocation: &Revocation,
+        change: impl FnOnce(&mut Revocation),
+    ) -> Result<Revocation, DomainError> {
         let folder = self.layout().revoked_folder();
         let path = entry(&folder, &revocation.account, &revocation.key);
-        write_entry(&path, &confirmed)?;
-        Ok(confirmed)
+        let mut kept = read_entry(&path)?.unwrap_or_else(|| revocation.clone());
+        change(&mut kept);
+        write_entry(&path, &kept)?;
+        Ok(kept)
     }
 
     /// The revocation of a key; none if there is none.
@@ -310,6 +330,7 @@ mod tests {
             until: UnixMillis(0),
             ends: UnixMillis(1),
             pending: false,
+            unrecorded: false,
         };
         let (tenant, control, first) = (account(), account(), key());
         let all = [

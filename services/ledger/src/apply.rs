@@ -82,11 +82,18 @@ impl State {
                 self.set_tenant(tenant, record)?
             }
             LedgerEvent::TenantEnded { tenant, .. } => self.end_tenant(time, tenant)?,
+            LedgerEvent::CredentialRevoked { key, until, .. } if run.is_none() => {
+                self.revoke(key, *until)?
+            }
+            LedgerEvent::CredentialReissued { key, issued } if run.is_none() => {
+                self.reissue(key, *issued)?
+            }
             LedgerEvent::CheckpointTaken => self.forget_results(time),
             LedgerEvent::CheckpointSaved { checkpoint } => self.save_checkpoint(checkpoint)?,
             _ => {
                 let name = run.ok_or(ApplyError::RunMissing(event.kind()))?;
                 self.check_own(name, event)?;
+                self.check_revoked(event)?;
                 let run = self.fold_run(name);
                 let mut run = run.ok_or_else(|| ApplyError::RunUnknown(name.clone()))?;
                 return run.apply(time, event);
@@ -388,6 +395,8 @@ impl Run {
             | LedgerEvent::RequestDenied { .. }
             | LedgerEvent::TenantSet { .. }
             | LedgerEvent::TenantEnded { .. }
+            | LedgerEvent::CredentialRevoked { .. }
+            | LedgerEvent::CredentialReissued { .. }
             | LedgerEvent::CheckpointTaken
             | LedgerEvent::CheckpointSaved { .. } => Err(out_of_place(
                 event.kind(),

@@ -143,10 +143,11 @@ forms! {
         leader: Option<LeaderForm<'a>>,
         denied: u64,
         saved: Cow<'a, [Checkpoint]>,
-        // Left out while there are none, so that states from before there were tenants keep their
-        // bytes.
+        // Left out while there are none: states from before there were tenants keep their bytes.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         tenants: Vec<(Cow<'a, TenantName>, TenantForm<'a>)>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        revoked: Vec<(Cow<'a, PublicKey>, UnixMillis)>,
         runs: Vec<(Cow<'a, RunId>, RunForm<'a>)>,
     }
     adds { v: V<FORMAT> = V }
@@ -197,8 +198,7 @@ forms! {
         measured: Vec<(UnitId, MeasuredForm)>,
         #[serde(default, skip_serializing_if = "<[LeftOutView]>::is_empty")]
         left_out: Cow<'a, [LeftOutView]>,
-        // Left out of a run that is not private, so that states from before there was privacy keep
-        // their bytes.
+        // Left out of a run that is not private: states from before keep their bytes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         spending: Option<SpendingForm<'a>>,
         // Left out while there are none, so that states from before there were holds keep their

@@ -18,6 +18,7 @@
 //! | `cohorts` | the workers of a masked round, and what takes the masks from their sum |
 //! | `pointers` | pointers to full snapshots, which operators move |
 //! | `restore` | the way of the weights through restores, and the rounds that these undid |
+//! | `revocation` | the keys that operators revoked, and what that forbids |
 //! | `given_up` | what collections gave up, and what they may give up |
 //! | `mark` | the objects that a collection deletes, among all that the ledger names |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
@@ -48,6 +49,7 @@ mod pointers;
 mod provenance;
 mod quarantine;
 mod restore;
+mod revocation;
 mod rounds;
 mod rule;
 mod screening;

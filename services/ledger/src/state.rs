@@ -44,6 +44,10 @@ pub struct State {
     /// The tenants beside the domain's own, also those that ended.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) tenants: BTreeMap<TenantName, TenantRecord>,
+    /// The revoked keys, each with the time up to which its tokens are void, until it is issued
+    /// anew.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) revoked: BTreeMap<PublicKey, UnixMillis>,
     /// Requests that were refused, counting those too many to record one by one.
     pub(crate) denied: u64,
     /// Time of the last event.

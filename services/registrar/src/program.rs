@@ -112,7 +112,7 @@ impl service::Service for Program {
     }
 
     async fn start(self) -> Result<Service, Failure> {
-        Service::build(&self.config, self.issuer, self.core).await
+        Service::build(&self.config, self.issuer, self.core, self.posture).await
     }
 }
 

@@ -9,6 +9,7 @@ use metrics::{counter, histogram};
 use registrar_core::{Asked, Heard, Heritage, Registrar, Validity};
 use runtime::metrics::{REGISTRAR_QUESTION_SECONDS, REGISTRAR_QUESTIONS, outcome};
 use runtime::{Bus, Delivery, Failure, Listener, Refusals, clock};
+use schemas::member::Posture;
 use schemas::renewal::{RenewalReply, Successor};
 use schemas::security::Refuser;
 use schemas::subject::{ENROLMENTS_FILTER, RENEWALS_FILTER};
@@ -55,7 +56,12 @@ impl Service {
     ///
     /// # Errors
     /// The broker is away, or does not accept the credentials for this.
-    pub async fn build(config: &Config, issuer: Issuer, core: Registrar) -> Result<Self, Failure> {
+    pub async fn build(
+        config: &Config,
+        issuer: Issuer,
+        core: Registrar,
+        posture: Posture,
+    ) -> Result<Self, Failure> {
         let own = CredentialSource::open(&config.bus.credentials, clock::now())?;
         let issued = IssuedList::at(&config.registrar.issued);
         keep_own(&own, &issuer, &issued);
@@ -80,7 +86,7 @@ impl Service {
             issued,
             own,
             tally: Tally::default(),
-            refusals: Refusals::of(Refuser::Registrar),
+            refusals: Refusals::of(Refuser::Registrar).stating(posture),
         })
     }
 

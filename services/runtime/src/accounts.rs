@@ -117,10 +117,40 @@ pub async fn revoke(
     reason: Option<&Reason>,
     now: UnixMillis,
 ) -> Result<Vec<Revoked>, Failure> {
-    let mut kept = Vec::new();
-    for (account, key) in keys {
-        kept.push(domain.revoke(account, key, reason, now)?);
-    }
+    let kept = keep(domain, lock, keys, reason, now)?;
+    enforce(domain, lock, url, kept, now).await
+}
+
+/// Keeps revocations of keys in the domain's folder, without a word to anybody: no token of the
+/// keys is renewed from then on. [`enforce`] brings them into effect.
+///
+/// # Errors
+/// Not all of them are kept.
+pub fn keep(
+    domain: &Domain,
+    _lock: &DomainLock,
+    keys: &[(AccountId, PublicKey)],
+    reason: Option<&Reason>,
+    now: UnixMillis,
+) -> Result<Vec<Revocation>, Failure> {
+    let kept = keys
+        .iter()
+        .map(|(account, key)| domain.revoke(account, key, reason, now));
+    Ok(kept.collect::<Result<_, _>>()?)
+}
+
+/// Brings revocations that are kept into effect at the broker at `url`, and waits until no
+/// connection of the keys is left.
+///
+/// # Errors
+/// [`Code::RevocationKept`]: the broker has not confirmed them.
+pub async fn enforce(
+    domain: &Domain,
+    lock: &DomainLock,
+    url: &str,
+    kept: Vec<Revocation>,
+    now: UnixMillis,
+) -> Result<Vec<Revoked>, Failure> {
     // From here on a broker that is started refuses the keys.
     let written = domain.write_server_config(&domain.layout().broker_generated(), now);
     let in_effect = async {

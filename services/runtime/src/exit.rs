@@ -153,7 +153,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::EmitterUnnamed
         | Code::LogStoreBehind
         | Code::LineageUnproven => EXIT_NO_VERDICT,
-        Code::RevocationKept | Code::RotationKept => EXIT_KEPT,
+        Code::RevocationKept | Code::RevocationUnrecorded | Code::RotationKept => EXIT_KEPT,
         Code::AccountsBehind => EXIT_DENIED,
         // When it is started again, the process has the credentials that the file holds by then.
         Code::CredentialReplaced | Code::AccountNotTaken => EXIT_FAILED,

@@ -8,6 +8,7 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use schemas::member::Posture;
 use schemas::security::{REFUSALS_MAX, RefusalReport, Refused, Refuser};
 use schemas::subject::refusal_subject;
 use schemas::{AccountId, Code, Message as _, PublicKey, V};
@@ -25,6 +26,9 @@ pub const WAITING_OF_SENDER_MAX: usize = 16;
 /// Pause after the broker has refused a report. It does so until it has the present tokens of the
 /// accounts, and each try leaves a line in its log.
 pub const DENIED_AGAIN: Duration = Duration::from_secs(3600);
+/// Time between two statements of a service's posture. The audit service records the first, and
+/// those that differ.
+pub const STATE_EVERY: Duration = Duration::from_secs(30);
 /// Longest time for the last report before a service ends.
 const LAST_MAX: Duration = Duration::from_millis(500);
 
@@ -125,6 +129,7 @@ impl Tally {
             v: V,
             refusals,
             more: std::mem::take(&mut self.more),
+            posture: None,
         })
     }
 
@@ -160,6 +165,8 @@ impl Tally {
 pub struct Refusals {
     refuser: Refuser,
     tally: Arc<Mutex<Tally>>,
+    /// What it states of its own protection, if that is in no other record.
+    posture: Option<Posture>,
 }
 
 impl Refusals {
@@ -168,6 +175,16 @@ impl Refusals {
         Self {
             refuser,
             tally: Arc::default(),
+            posture: None,
+        }
+    }
+
+    /// The same, with a statement of the layers that the service runs with open. It is repeated:
+    /// the audit service may not have heard it.
+    pub fn stating(self, posture: Posture) -> Self {
+        Self {
+            posture: Some(posture.shortened()),
+            ..self
         }
     }
 
@@ -184,6 +201,7 @@ impl Refusals {
         let mut reports = interval(REPORT_EVERY);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut again = Instant::now();
+        let mut stated = None;
         loop {
             reports.tick().await;
             if Instant::now() < again {
@@ -193,10 +211,27 @@ impl Refusals {
             if !bus.is_connected() {
                 continue;
             }
-            let Some(report) = self.take() else { continue };
+            let is_due = |at: Instant| at.elapsed() >= STATE_EVERY;
+            let states = self.posture.is_some() && stated.is_none_or(is_due);
+            // A statement is a report of its own, so that both fit.
+            let report = match states {
+                true => {
+                    stated = Some(Instant::now());
+                    Some(self.statement())
+                }
+                false => self.take(),
+            };
+            let Some(report) = report else { continue };
             if let Err(error) = self.publish(&bus, std::slice::from_ref(&report)).await {
                 again = Instant::now() + self.failed(&report, &error);
             }
+        }
+    }
+
+    fn statement(&self) -> RefusalReport {
+        RefusalReport {
+            posture: self.posture.clone(),
+            ..RefusalReport::default()
         }
     }
 

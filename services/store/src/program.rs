@@ -120,7 +120,9 @@ impl service::Service for Program {
 
     async fn start(self) -> Result<Store, Failure> {
         tracing::info!(tls = ?self.config.tls, "opening the store");
-        Ok(Store::bind(self.config).await?)
+        let store = Store::bind(self.config).await?;
+        store.state(self.posture);
+        Ok(store)
     }
 }
 

@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use identity::join::new_session;
 use s3s::Body;
+use schemas::member::Posture;
 use schemas::security::{SEEN_BYTES_MAX, STORE_REFUSALS_MAX, StoreRefusal, StoreRefusals};
 use schemas::{Millis, PublicKey, UnixMillis, V};
 
@@ -32,6 +33,8 @@ const KEPT: Millis = Millis::from_secs(600);
 pub(crate) struct Refusals {
     process: u64,
     table: Arc<Mutex<Table>>,
+    /// The layers that the store runs with open, once that was said.
+    posture: Arc<OnceLock<Posture>>,
 }
 
 #[derive(Debug, Default)]
@@ -112,7 +115,13 @@ impl Refusals {
         Self {
             process: new_session().0,
             table: Arc::default(),
+            posture: Arc::default(),
         }
+    }
+
+    /// Says which layers the store runs with open. The first word holds.
+    pub(crate) fn state(&self, posture: Posture) {
+        self.posture.get_or_init(|| posture);
     }
 
     /// Notes the answer to a request, if it is a refusal.
@@ -147,6 +156,7 @@ impl Refusals {
             process: self.process,
             refusals: refusals.collect(),
             more: table.more,
+            posture: self.posture.get().cloned(),
         };
         drop(table);
         Bytes::from(serde_json::to_vec(&list).expect("it is data"))
@@ -274,6 +284,10 @@ mod tests {
         let counts: Vec<_> = list.refusals.iter().map(|one| one.count).collect();
         assert_eq!((counts, list.more), (vec![1000, 1], 0));
         assert_eq!(list.process, refusals.process);
+        assert_eq!(list.posture, None, "nobody has said it");
+        refusals.clone().state(Posture::default());
+        let list: StoreRefusals = serde_json::from_slice(&refusals.listed()).expect("it is JSON");
+        assert_eq!(list.posture, Some(Posture::default()));
         let again = refusals.listed();
         assert_eq!(again, refusals.listed(), "nothing is taken by looking");
     }

@@ -228,6 +228,12 @@ impl Store {
         })
     }
 
+    /// Says in the list of refusals, which the audit service reads, which layers the store runs
+    /// with open: it has no connection to the bus.
+    pub fn state(&self, posture: schemas::member::Posture) {
+        self.refusals.state(posture);
+    }
+
     /// The address it took.
     pub const fn address(&self) -> SocketAddr {
         self.address

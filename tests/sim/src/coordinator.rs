@@ -40,12 +40,12 @@ pub(crate) struct CoordinatorMachine {
     /// Number of processes so far; an answer to an earlier process is void.
     generation: u64,
     /// The state that the events alone lead to.
-    shadow: State,
+    pub(crate) shadow: State,
     replies: u64,
     /// The time at which an operator last asked for a restore.
     restored_at: UnixMillis,
     /// Inputs that arrived while the disk was busy.
-    waiting: Vec<Input>,
+    pub(crate) waiting: Vec<Input>,
     pub(crate) crashes: u64,
     pub(crate) shared_appends: u64,
     pub(crate) torn: u64,
@@ -589,6 +589,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             | Answer::Restore(_)
             | Answer::Tenant(_)
             | Answer::TenantEnd(_)
+            | Answer::Revoke(_)
             | Answer::View(_)
             | Answer::Keys(_)
             | Answer::Shutdown(_),

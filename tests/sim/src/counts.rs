@@ -45,6 +45,10 @@ pub struct Counts {
     pub quarantined: u64,
     /// Leases that ended with that.
     pub shut: u64,
+    /// Keys that were revoked.
+    pub revoked: u64,
+    /// Keys of these that were issued anew.
+    pub reissued: u64,
     /// Contributions that were withdrawn with that.
     pub withdrawn: u64,
     /// Snapshots that were restored.

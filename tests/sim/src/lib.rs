@@ -14,6 +14,7 @@
 //! | `queue` | the JetStream work queue with its redeliveries and losses |
 //! | `store` | objects by digest, and the merge as a reference model on digests |
 //! | `keys` | the key that signs the ledger, and the next one beside it |
+//! | `revocation` | an operator who revokes a key, and issues it anew |
 //! | `masks` | a worker's part in secure aggregation |
 //! | `monitor` | invariants after every event, from the ledger without the core's own fold |
 //!
@@ -34,6 +35,7 @@ mod privacy;
 mod provenance;
 mod queue;
 mod random;
+mod revocation;
 mod store;
 mod worker;
 mod world;

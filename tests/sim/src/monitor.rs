@@ -16,12 +16,14 @@ use crate::collection::Keeping;
 use crate::comparison;
 use crate::counts::Counts;
 use crate::store::{Model, Store};
-use forbidden::{is_merge, is_work};
+use forbidden::{author, is_merge, is_work};
+use revoked::Revoked;
 
 mod emitters;
 mod forbidden;
 mod makers;
 mod masks;
+mod revoked;
 
 /// The monitor's records.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ pub(crate) struct Monitor {
     /// The seats of those members that have one.
     seats: BTreeMap<WorkerId, Seat>,
     quarantined: BTreeSet<WorkerId>,
+    revoked: Revoked,
     open: Option<Round>,
     /// The newest weights by the ledger alone; `models` holds all versions.
     model: Model,
@@ -79,6 +82,7 @@ impl Monitor {
             members: BTreeSet::new(),
             seats: BTreeMap::new(),
             quarantined: BTreeSet::new(),
+            revoked: Revoked::default(),
             open: None,
             model: Model::initial(spec),
             models: vec![Model::initial(spec)],
@@ -116,6 +120,7 @@ impl Monitor {
         assert_eq!(by_quarantined, None, "{event:?} of a worker in quarantine");
         self.counts.events += 1;
         self.makers.note(event);
+        self.revoked.note(event, &mut self.counts);
         match event {
             LedgerEvent::CoordinatorStarted { .. } => self.counts.starts += 1,
             LedgerEvent::WorkerJoined { worker, seat, .. } => {
@@ -316,6 +321,8 @@ impl Monitor {
             LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }
+            | LedgerEvent::CredentialRevoked { .. }
+            | LedgerEvent::CredentialReissued { .. }
             | LedgerEvent::CheckpointTaken
             | LedgerEvent::CheckpointSaved { .. } => {}
         }
@@ -581,19 +588,5 @@ impl Monitor {
             self.model.broadcast(&self.spec),
             "round {round} gave other weights than its inputs"
         );
-    }
-}
-
-/// The worker that an event gives something to, or takes something from.
-fn author(event: &LedgerEvent) -> Option<&WorkerId> {
-    match event {
-        LedgerEvent::WorkerJoined { worker, .. }
-        | LedgerEvent::WorkerLeft { worker, .. }
-        | LedgerEvent::LeaseGranted { worker, .. }
-        | LedgerEvent::LeaseEnded { worker, .. }
-        | LedgerEvent::ContributionAccepted { worker, .. }
-        | LedgerEvent::ContributionRejected { worker, .. }
-        | LedgerEvent::EvaluationAccepted { worker, .. } => Some(worker),
-        _ => None,
     }
 }

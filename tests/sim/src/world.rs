@@ -126,6 +126,8 @@ pub(crate) enum SimEvent {
     Unfreeze,
     /// The operator asks for the end of a quarantine until it has ended.
     Readmit(usize),
+    /// The operator has issued a revoked key anew, and the coordinator is to know.
+    Reissue(usize),
     /// A process dies or is cut off.
     Mishap,
     EndOfFaults,
@@ -460,6 +462,7 @@ impl World {
             SimEvent::Collect => self.collect_now_and_again(),
             SimEvent::Unfreeze => self.unfreeze(),
             SimEvent::Readmit(worker) => self.readmit(worker),
+            SimEvent::Reissue(worker) => self.reissue(worker),
             SimEvent::Mishap => self.mishap(),
             SimEvent::EndOfFaults => {
                 self.faults = Faults::default();
@@ -527,6 +530,7 @@ impl World {
             4 => self.freeze(),
             5..=7 => self.crash_worker(worker),
             8 | 9 => self.quarantine(worker),
+            10 => self.revoke(worker),
             _ => {
                 let span = self.random.millis(1_000, 45_000);
                 let until = self.now.after(span);

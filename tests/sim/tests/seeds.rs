@@ -73,6 +73,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.promoted += counts.promoted;
         sum.quarantined += counts.quarantined;
         sum.shut += counts.shut;
+        sum.revoked += counts.revoked;
+        sum.reissued += counts.reissued;
         sum.withdrawn += counts.withdrawn;
         sum.compared += counts.compared;
         sum.left_out += counts.left_out;
@@ -92,6 +94,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.promoted,
         sum.quarantined,
         sum.shut,
+        sum.revoked,
+        sum.reissued,
         sum.withdrawn,
         sum.compared,
         sum.left_out,

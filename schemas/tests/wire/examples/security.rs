@@ -1,6 +1,7 @@
 //! Examples of security events, and of what services report.
 
 use schemas::event::Event;
+use schemas::member::{Layer, OpenLayer, Posture};
 use schemas::security::{RefusalReport, Refused, Refuser, SecurityEvent, Seen};
 use schemas::{Code, UnixMillis, V};
 
@@ -16,6 +17,15 @@ fn seen() -> Seen {
         address: "10.0.0.7".to_owned(),
         subject: "diloco.control.x".to_owned(),
         reason: "publish".to_owned(),
+    }
+}
+
+fn posture() -> Posture {
+    Posture {
+        open: vec![OpenLayer {
+            layer: Layer::Bulk,
+            reason: "a measurement".to_owned(),
+        }],
     }
 }
 
@@ -59,6 +69,32 @@ pub(super) fn all() -> Vec<Example> {
                 count: 7,
             }],
             more: 2,
+            posture: None,
         }),
+        Example {
+            name: "refusal-report of a posture",
+            ..example(&RefusalReport {
+                v: V,
+                refusals: Vec::new(),
+                more: 0,
+                posture: Some(posture()),
+            })
+        },
+        Example {
+            name: "event of a sentry's start",
+            ..example(&event(Event::Security(SecurityEvent::SentryStarted {
+                release: "0.1.0".to_owned(),
+                broker_log: true,
+                unheard: Vec::new(),
+                posture: posture(),
+            })))
+        },
+        Example {
+            name: "event of a posture",
+            ..example(&event(Event::Security(SecurityEvent::PostureStated {
+                by: Refuser::Store,
+                posture: posture(),
+            })))
+        },
     ]
 }

@@ -4,6 +4,7 @@ use schemas::checkpoint::Checkpoint;
 use schemas::contribution::Applied;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::lease::UnitKind;
+use schemas::member::{OpenLayer, Posture};
 use schemas::run::Privacy;
 use schemas::security::SecurityEvent;
 use schemas::sync::ComparedInput;
@@ -175,8 +176,10 @@ fn of_security(event: &SecurityEvent) -> (String, String) {
             release,
             broker_log,
             unheard,
+            posture,
         } => {
             let mut detail = format!("release {release}");
+            detail.push_str(&reasoned(posture));
             if !broker_log {
                 detail.push_str(", without the broker's log: no denied permission is seen");
             }
@@ -184,6 +187,13 @@ fn of_security(event: &SecurityEvent) -> (String, String) {
                 detail.push_str(&format!(", not heard yet: {}", unheard.join(", ")));
             }
             detail
+        }
+        SecurityEvent::PostureStated { by, posture } => {
+            let open = match posture.is_closed() {
+                true => "no layer is open".to_owned(),
+                false => reasoned(posture).trim_start_matches(", ").to_owned(),
+            };
+            return (by.title().to_owned(), open);
         }
         SecurityEvent::SentryInterrupted {
             unheard,
@@ -208,6 +218,21 @@ fn of_security(event: &SecurityEvent) -> (String, String) {
     (String::new(), detail)
 }
 
+/// The layers that somebody runs with open, each with its reason; empty if none is.
+fn reasoned(posture: &Posture) -> String {
+    opened(posture, |open| {
+        format!("{} ({})", open.layer.name(), open.reason)
+    })
+}
+
+fn opened(posture: &Posture, named: impl Fn(&OpenLayer) -> String) -> String {
+    let names: Vec<String> = posture.open.iter().map(named).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!(", open layers: {}", names.join(", ")),
+    }
+}
+
 /// The `about` and `detail` of an event of the ledger.
 fn of_ledger(event: &LedgerEvent) -> (String, String) {
     let none = String::new;
@@ -215,17 +240,7 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
         LedgerEvent::CoordinatorStarted {
             release, posture, ..
         } => {
-            let open = posture
-                .open
-                .iter()
-                .map(|open| open.layer.name())
-                .collect::<Vec<_>>()
-                .join(", ");
-            let open = if open.is_empty() {
-                open
-            } else {
-                format!(", open layers: {open}")
-            };
+            let open = opened(posture, |open| open.layer.name().to_owned());
             (none(), format!("release {release}{open}"))
         }
         LedgerEvent::CoordinatorStopped { reason } => (none(), reason.clone()),
@@ -453,6 +468,31 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             let by = short(operator.as_str());
             (format!("tenant {tenant}"), format!("by {by}: {reason}"))
         }
+        LedgerEvent::CredentialRevoked {
+            key,
+            role,
+            name,
+            until,
+            reason,
+            operator,
+        } => {
+            let holder = match (name, role) {
+                (Some(name), Some(role)) => format!("{name}, role {}, ", role.name()),
+                _ => "a key of no record, ".to_owned(),
+            };
+            let reason = reason.as_ref().map(|reason| format!(": {reason}"));
+            let text = format!(
+                "{holder}void up to {}, by {}{}",
+                Time(*until),
+                short(operator.as_str()),
+                reason.unwrap_or_default()
+            );
+            (short(key.as_str()).to_owned(), text)
+        }
+        LedgerEvent::CredentialReissued { key, issued } => (
+            short(key.as_str()).to_owned(),
+            format!("has a token of {}", Time(*issued)),
+        ),
         LedgerEvent::HoldPlaced {
             hold,
             operator,

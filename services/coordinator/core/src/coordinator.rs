@@ -227,6 +227,10 @@ impl Coordinator {
                     }
                     return;
                 }
+                if let Some(refusal) = self.void(&peer.worker) {
+                    self.record_denial(&peer, "heartbeat", &refusal);
+                    return;
+                }
                 // A worker of a run that is over learns that from its next request.
                 if let Some(Err(Denied(refusal))) = self.enter(&peer.run, heard) {
                     self.record_denial(&peer, "heartbeat", &refusal);
@@ -243,6 +247,7 @@ impl Coordinator {
                 refusal,
                 reply,
             } => self.conclude(&peer, verb, reply, Err(refusal.into())),
+            Input::Reissued { key, issued } => self.reissued(key, issued),
             Input::RunChecked { reply, verdict } => self.run_checked(reply, verdict),
             Input::SnapshotChecked { run, verdict } => self.snapshot_checked(&run, verdict),
             Input::Looked { outcome } => self.looked(outcome),
@@ -270,7 +275,8 @@ impl Coordinator {
     fn request(&mut self, peer: &Peer, recorded: Recorded, request: WorkerRequest, reply: ReplyId) {
         let verb = request.verb();
         let refused = self.check_tenant(peer).err();
-        let handled = match refused.or_else(|| self.shut_out(peer)) {
+        let refused = refused.or_else(|| self.shut_out(peer));
+        let handled = match refused.or_else(|| self.void(&peer.worker)) {
             Some(refusal) => Err(refusal.into()),
             None => self.handled(peer, recorded, request, reply),
         };
@@ -318,6 +324,9 @@ impl Coordinator {
 
     /// Carries an operator's request out. Refusals of operators are not recorded.
     fn control(&mut self, operator: PublicKey, request: ControlRequest, reply: ReplyId) {
+        if let Some(refusal) = self.void_operator(&operator) {
+            return self.reply(reply, Err(refusal));
+        }
         let outcome = match request {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
             ControlRequest::RunHold(request) => self.hold(operator, request, reply),
@@ -327,6 +336,7 @@ impl Coordinator {
             ControlRequest::SnapshotRestore(request) => self.restore(operator, request, reply),
             ControlRequest::TenantSet(request) => self.set_tenant(operator, request),
             ControlRequest::TenantEnd(request) => self.end_tenant(operator, request, reply),
+            ControlRequest::CredentialRevoke(request) => self.revoke_credentials(operator, request),
             ControlRequest::View(request) => self.view(&request),
             ControlRequest::Keys(_) => {
                 self.out.push(Effect::ShowKeys { reply });

@@ -21,6 +21,7 @@ use schemas::promotion::PromoteReply;
 use schemas::public::{CommandVerb, Status};
 use schemas::quarantine::QuarantineReply;
 use schemas::restore::RestoreReply;
+use schemas::revocation::RevokeReply;
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::tenant::{TenantEndReply, TenantReply};
@@ -340,6 +341,7 @@ pub enum Answer {
     Restore(RestoreReply),
     Tenant(TenantReply),
     TenantEnd(TenantEndReply),
+    Revoke(RevokeReply),
     View(Box<ViewReply>),
     Keys(Box<KeysReply>),
     Shutdown(ShutdownReply),

@@ -7,7 +7,7 @@ use schemas::foundry::Answer;
 use schemas::lease::{UnitId, Weights};
 use schemas::subject::Verb;
 use schemas::telemetry::Heartbeat;
-use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, Seat, WorkerId};
+use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, Seat, UnixMillis, WorkerId};
 
 pub use schemas::call::{ControlRequest, WorkerRequest};
 pub use schemas::contribution::Submission;
@@ -97,6 +97,14 @@ pub enum Input {
         /// The place for the answer.
         reply: ReplyId,
     },
+    /// The list of issued credentials says that a revoked key was issued anew. It comes before what
+    /// the key's holder asks.
+    Reissued {
+        /// The key.
+        key: PublicKey,
+        /// The time of issue of its token.
+        issued: UnixMillis,
+    },
     /// The queue delivered an offer. Nothing waits for it: the unit can be granted with or without
     /// it.
     Offered {
@@ -171,6 +179,7 @@ impl Input {
             Self::Heartbeat { .. } => "heartbeat",
             Self::Denied { .. } => "denied",
             Self::Refused { .. } => "refused",
+            Self::Reissued { .. } => "reissued",
             Self::Offered { .. } => "offered",
             Self::RunChecked { .. } => "run_checked",
             Self::SnapshotChecked { .. } => "snapshot_checked",

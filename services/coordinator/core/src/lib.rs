@@ -44,6 +44,7 @@ mod quarantine;
 mod quota;
 mod receipts;
 mod restore;
+mod revocation;
 mod run;
 mod succession;
 mod tenant;

@@ -26,6 +26,7 @@ mod quarantine;
 mod quota;
 mod repeat;
 mod restore;
+mod revocation;
 mod round;
 mod screening;
 mod spare;

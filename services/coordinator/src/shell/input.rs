@@ -8,7 +8,8 @@ use runtime::Failure;
 use schemas::masking::MaskStep;
 use schemas::member::{Layer, Posture};
 use schemas::permission::Role;
-use schemas::{Code, Coded as _, Message as _, Refusal};
+use schemas::revocation::RevokedKey;
+use schemas::{Code, Coded as _, Message as _, PublicKey, Refusal};
 
 use super::Shell;
 use super::tables::Asker;
@@ -81,6 +82,31 @@ impl Shell {
             Arrival::Failed(failure) => return Err(failure),
         }))
     }
+}
+
+/// The key that asks something for the first time, maybe after it was issued anew: a worker's first
+/// question is a join.
+pub(super) fn newcomer(arrival: &Arrival) -> Option<PublicKey> {
+    match arrival {
+        Arrival::Worker {
+            peer,
+            request: WorkerRequest::Join(_),
+            ..
+        } => peer.worker.as_str().parse().ok(),
+        Arrival::Operator { operator, .. } => Some(operator.clone()),
+        _ => None,
+    }
+}
+
+/// Tells the core that a revoked key was issued anew, before its holder's request. Only the
+/// domain's own list says so; nothing that the holder sends does. A key that the list lacks, or has
+/// as blocked, stays refused.
+pub(super) fn reissued(list: &IssuedList, state: &ledger::State, key: PublicKey) -> Option<Input> {
+    let until = state.revoked_until(&key)?;
+    let record = list.find(&key).ok().flatten()?;
+    let issued = record.issued;
+    let stands = record.blocked.is_none() && !RevokedKey::covers(until, issued);
+    stands.then_some(Input::Reissued { key, issued })
 }
 
 /// Checks that a joining worker holds the audit key that it names. Otherwise a worker could join

@@ -14,6 +14,7 @@ mod invitations;
 mod lists;
 mod reissue;
 mod rekey;
+pub(crate) mod revocation;
 pub(crate) mod run;
 pub(crate) mod settings;
 mod snapshot;

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::cli::{Declarations, QuotaArgs, Tenant};
 use crate::commands::cluster;
 use crate::commands::holds::{UrlsOf, at_store};
+use crate::commands::revocation::{self, Carried};
 use crate::context::{Context, Operator, unexpected};
 use crate::output::{Record, Row};
 use crate::table::{or_dash, time};
@@ -127,7 +128,6 @@ async fn end(
     reason: Reason,
 ) -> Result<(), Failure> {
     let (domain, lock) = context.locked("diloctl tenant end").await?;
-    let url = context.accounts_url()?;
     domain.layout().vault().check()?;
     let request = TenantEndRequest {
         v: V,
@@ -157,8 +157,11 @@ async fn end(
         .into_iter()
         .map(|holder| (holder.account, holder.public))
         .collect();
-    let cut = accounts::revoke(&domain, &lock, &url, &keys, Some(&reason), clock::now()).await;
-    let cut = match (cut, &failed) {
+    let cut = revocation::carry_out(context, &domain, &lock, &keys, Some(&reason)).await;
+    let Carried {
+        revoked: cut,
+        unrecorded,
+    } = match (cut, &failed) {
         (Ok(cut), _) => cut,
         (Err(kept), None) => return Err(kept),
         (Err(kept), Some(failed)) => return Err(kept.and(failed)),
@@ -177,7 +180,7 @@ async fn end(
         credentials: keys.len(),
         connections: cut.iter().map(|one| one.connections).sum(),
     });
-    failed.map_or(Ok(()), Err)
+    failed.or(unrecorded).map_or(Ok(()), Err)
 }
 
 /// The runs of an ended tenant that are not complete.

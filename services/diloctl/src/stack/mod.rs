@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::cli::{Declarations, Down, Up};
-use crate::commands::cluster;
+use crate::commands::{cluster, revocation};
 use crate::context::{BUS_PORT, Context, Endpoints, STORE_PORT};
 use crate::output::Row;
 use crate::table::or_dash;
@@ -126,6 +126,10 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     context.printer.rows(&rows);
     // Services that serve others stay, also if this command cannot see that they do.
     coordinator_answers(&here).await?;
+    // What was revoked while the coordinator was away is in no ledger yet.
+    if let Err(failure) = revocation::tell_rest(&here, &domain, &lock).await {
+        context.printer.talk(&format!("warning {failure}"));
+    }
     for name in left_out {
         say_left_out(&here, &domain, &options.run, &name).await;
     }

@@ -17,6 +17,7 @@ mod pointers;
 mod privacy;
 mod quarantine;
 mod restore;
+mod revocation;
 mod rounds;
 mod screening;
 mod successor;

@@ -2,6 +2,7 @@
 
 use harness::{Cluster, Options, PATIENCE};
 use runtime::{Listener, Refusals, clock};
+use schemas::member::{Layer, OpenLayer, Posture};
 use schemas::permission::Role;
 use schemas::security::{REFUSALS_MAX, RefusalReport, Refuser};
 use schemas::subject::{ControlVerb, REFUSALS_FILTER, control_subject, refusal_subject};
@@ -75,4 +76,27 @@ async fn tl_29_all_that_waits_is_reported_at_an_end() {
         assert_eq!((report.refusals.len(), report.more), (REFUSALS_MAX, 0));
         left -= report.refusals.len();
     }
+}
+
+/// A service that refuses nothing says all the same which layers it runs with open.
+#[tokio::test]
+async fn la_01_a_service_states_its_posture_without_a_refusal() {
+    let (cluster, mut heard) = listening().await;
+    let bus = cluster.connect(Role::Registrar, "registrar").await;
+    let posture = Posture {
+        open: vec![OpenLayer {
+            layer: Layer::Bus,
+            reason: "a measurement".to_owned(),
+        }],
+    };
+    let refusals = Refusals::of(Refuser::Registrar).stating(posture.clone());
+    let reports = tokio::spawn(refusals.report(bus));
+    let delivery = timeout(PATIENCE, heard.next())
+        .await
+        .expect("it comes")
+        .expect("its right");
+    reports.abort();
+    let report = RefusalReport::decode(&delivery.payload).expect("a report");
+    assert_eq!((report.refusals.len(), report.more), (0, 0));
+    assert_eq!(report.posture, Some(posture));
 }

@@ -92,31 +92,33 @@ impl Nodes {
     }
 }
 
-#[tokio::test]
-async fn tl_07_tl_31_a_node_that_was_down_serves_a_worker_in_quarantine_nothing_but_refusals() {
+/// A copy of a member's credentials asks the coordinator at the node that was down, for as long as
+/// that serves it, after an order that revoked the member's key. Each answer is a refusal with one
+/// of these codes. Returns how many joins and claims were refused.
+async fn refused_at_the_lagging_node(order: &[&str], restarts: bool, codes: &[Code]) -> (u32, u32) {
     let mut nodes = Nodes::start().await;
-    let cluster = &nodes.cluster;
-    Recipe::reference(3, 1, 5).create(cluster).await;
-    let worker = Scripted::connect(cluster, "worker-0").await;
+    Recipe::reference(3, 1, 5).create(&nodes.cluster).await;
+    let worker = Scripted::connect(&nodes.cluster, "worker-0").await;
     worker.join().await;
     worker.claim().await;
+    let file = nodes.cluster.domain().layout().credentials("worker-0");
     let at_lagging = BusConfig {
         url: format!("tls://{}", nodes.lagging.address()),
-        ..cluster.bus_config(&cluster.domain().layout().credentials("worker-0"))
+        ..nodes.cluster.bus_config(&file)
     };
     let connect = || Bus::connect("a copy", &at_lagging, clock::now());
     drop(connect().await.expect("it is a worker yet"));
 
     nodes.lagging.kill9();
-    let shown = cluster
-        .diloctl_ok(&with_credential("quarantine", "worker-0"))
-        .await;
-    assert!(shown.contains("revoked; "), "{shown}");
+    let shown = nodes.cluster.diloctl_ok(order).await;
+    assert!(shown.contains("revoked"), "{shown}");
+    if restarts {
+        nodes.cluster.kill9("coordinator");
+        nodes.cluster.restart("coordinator").await;
+    }
     nodes.lagging.restart().await;
     let began = Instant::now();
     let (mut joins, mut claims) = (0, 0);
-    // Its record is blocked as well, since its credential is revoked.
-    let codes = [Code::WorkerQuarantined, Code::HolderBlocked];
     let refused = |error: BusError| match error {
         BusError::Refused(refusal) => {
             assert!(codes.contains(&refusal.code), "{refusal}");
@@ -131,15 +133,34 @@ async fn tl_07_tl_31_a_node_that_was_down_serves_a_worker_in_quarantine_nothing_
             Err(error) => break error,
         };
         let (join, claim) = (worker.subject(Verb::Join), worker.subject(Verb::Claim));
+        let asked = worker.claim_request(Millis(0));
+        let claimed: Result<ClaimReply, BusError> = bus.request(&claim, &asked, ANSWER).await;
+        claims += refused(claimed.expect_err("it is served nothing"));
         let asked = worker.join_request();
         let joined: Result<JoinReply, BusError> = bus.request(&join, &asked, ANSWER).await;
         joins += refused(joined.expect_err("it is shut out"));
-        let asked = worker.claim_request(Millis(0));
-        let claimed: Result<ClaimReply, BusError> = bus.request(&claim, &asked, ANSWER).await;
-        claims += refused(claimed.expect_err("it is shut out"));
         let took = began.elapsed();
         assert!(took < 2 * INTERVAL + ANSWER, "it is served after {took:?}");
     };
     assert_eq!(error.code(), Code::BusRefused, "{error}");
+    (joins, claims)
+}
+
+#[tokio::test]
+async fn tl_07_tl_31_a_node_that_was_down_serves_a_worker_in_quarantine_nothing_but_refusals() {
+    let order = with_credential("quarantine", "worker-0");
+    // Its record is blocked as well, since its credential is revoked.
+    let codes = [Code::WorkerQuarantined, Code::HolderBlocked];
+    let (joins, claims) = refused_at_the_lagging_node(&order, false, &codes).await;
+    assert!(joins > 0 && claims > 0, "{joins} {claims}");
+}
+
+/// Nobody has shut it out of its run: the coordinator has the revocation in its ledger, and finds
+/// it there when it is started again.
+#[tokio::test]
+async fn tl_07_fg_05_a_node_that_was_down_serves_a_revoked_worker_nothing_but_refusals() {
+    let order = ["auth", "revoke", "worker-0", "--reason", "it was stolen"];
+    let codes = [Code::HolderBlocked];
+    let (joins, claims) = refused_at_the_lagging_node(&order, true, &codes).await;
     assert!(joins > 0 && claims > 0, "{joins} {claims}");
 }

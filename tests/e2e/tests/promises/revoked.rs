@@ -2,11 +2,13 @@
 //! the run goes on without them.
 
 use e2e::Recipe;
-use harness::{Cluster, Options, PATIENCE};
+use harness::{Cluster, Options, PATIENCE, Recorded};
+use identity::Credentials;
 use runtime::exit::{EXIT_KEPT, EXIT_NOT_FOUND, EXIT_USAGE};
-use schemas::Code;
-use schemas::event::{Event, WorkerEvent};
+use schemas::event::{Event, LedgerEvent, WorkerEvent};
+use schemas::hold::Reason;
 use schemas::permission::Role;
+use schemas::{Code, PublicKey};
 use serde_json::Value;
 
 /// The rows that `diloctl` prints as JSON.
@@ -18,14 +20,28 @@ async fn rows(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
         .collect()
 }
 
+/// The key of the credentials of this name.
+fn key_of(cluster: &Cluster, name: &str) -> PublicKey {
+    let file = cluster.domain().layout().credentials(name);
+    let held = Credentials::read(&file).unwrap_or_else(|error| panic!("{name}: {error}"));
+    held.public().clone()
+}
+
+/// The event of the ledger that this key was revoked.
+fn revocation_of(revoked: PublicKey) -> impl Fn(&Recorded) -> bool {
+    move |one| matches!(one.ledger(), Some(LedgerEvent::CredentialRevoked { key, .. }) if *key == revoked)
+}
+
 /// Waits until a process has ended because its credentials were revoked.
 async fn until_revoked(cluster: &mut Cluster, process: &str) {
     let status = cluster.process(process).exit(PATIENCE).await;
     let log = cluster.process(process).log();
     assert_eq!(status.code(), Some(i32::from(EXIT_USAGE)), "{log}");
     let last = log.lines().rev().find(|line| line.starts_with("error "));
-    let code = Code::CredentialRevoked.to_string();
-    assert!(last.is_some_and(|line| line.contains(&code)), "{log}");
+    // The coordinator may say it before the broker cuts the connection.
+    let codes = [Code::CredentialRevoked, Code::HolderBlocked];
+    let told = |line: &str| codes.iter().any(|code| line.contains(&code.to_string()));
+    assert!(last.is_some_and(told), "{log}");
 }
 
 #[tokio::test]
@@ -46,6 +62,8 @@ async fn tl_07_tl_23_a_revoked_worker_ends_with_a_code_and_the_run_completes_wit
     let works = started("worker-1");
     evidence.until("start of a unit of worker-1", works).await;
 
+    let stolen = key_of(&cluster, "worker-1");
+    cluster.issue(Role::Worker, "worker-7");
     let touched = rows(
         &cluster,
         &[
@@ -64,8 +82,31 @@ async fn tl_07_tl_23_a_revoked_worker_ends_with_a_code_and_the_run_completes_wit
         (&row["state"], &row["role"]),
         (&"revoked".into(), &"worker".into())
     );
-    assert!(row["connections"].as_u64().unwrap() > 0, "{row}");
+    // The coordinator refuses it first, so it may have left before the broker cuts it.
+    assert!(row["connections"].as_u64().is_some(), "{row}");
     until_revoked(&mut cluster, "worker-1").await;
+    // The record says who revoked whose key, and why; also of a key that never connected.
+    let never = key_of(&cluster, "worker-7");
+    rows(&cluster, &["auth", "revoke", "worker-7"]).await;
+    for (key, name, reason) in [
+        (stolen, "worker-1", Some("its laptop was stolen")),
+        (never, "worker-7", None),
+    ] {
+        let found = evidence.until("a revocation", revocation_of(key)).await;
+        let Some(LedgerEvent::CredentialRevoked {
+            role,
+            name: of,
+            reason: why,
+            operator,
+            ..
+        }) = found.ledger()
+        else {
+            panic!("{found:?}");
+        };
+        assert_eq!((*role, of.as_deref()), (Some(Role::Worker), Some(name)));
+        assert_eq!(why.as_ref().map(Reason::as_str), reason);
+        assert_eq!(*operator, key_of(&cluster, "operator"));
+    }
     let again = rows(&cluster, &["auth", "revoke", "worker-1"]).await;
     assert_eq!(again[0]["state"], "revoked already");
     let listed = rows(&cluster, &["auth", "ls"]).await;
@@ -83,6 +124,12 @@ async fn tl_07_tl_23_a_revoked_worker_ends_with_a_code_and_the_run_completes_wit
     operator.until_complete(&run).await;
     cluster.end_well(&["worker-0"]).await;
     cluster.record_verifies().await;
+    let replayed = cluster.diloctl_ok(&["audit", "replay"]).await;
+    let line = replayed
+        .lines()
+        .find(|line| line.contains("its laptop was stolen"));
+    let shown = line.is_some_and(|line| line.contains("credential-revoked"));
+    assert!(shown, "{replayed}");
     for name in ["coordinator", "audit"] {
         let log = cluster.process(name).log();
         assert!(
@@ -95,6 +142,7 @@ async fn tl_07_tl_23_a_revoked_worker_ends_with_a_code_and_the_run_completes_wit
 #[tokio::test]
 async fn tl_07_a_service_is_revoked_with_both_of_its_connections() {
     let mut cluster = Cluster::start(Options::default(), 0).await;
+    cluster.issue(Role::Operator, "operator");
     for (name, process, second) in [
         ("coordinator", "coordinator", "ledger-writer"),
         ("auditor", "audit", "recorder"),
@@ -148,8 +196,14 @@ async fn tl_07_a_revocation_that_no_broker_confirms_is_kept_and_says_so() {
     assert_eq!(state(&cluster).await, ([true, false], true));
 
     cluster.restart("broker").await;
-    cluster.diloctl_ok(&["auth", "push"]).await;
+    // Without a coordinator it is in effect, and in no ledger; the command does not say otherwise.
+    let unrecorded = Code::RevocationUnrecorded.to_string();
+    let pushed = cluster.diloctl(&["auth", "push"]).await;
+    assert_eq!(pushed.status.code(), Some(i32::from(EXIT_KEPT)));
+    assert!(pushed.stderr.contains(&unrecorded), "{}", pushed.stderr);
     assert_eq!(state(&cluster).await, ([false, true], false));
+    let doctor = cluster.diloctl(&["doctor"]).await.stdout;
+    assert!(doctor.contains(&unrecorded), "{doctor}");
     let arguments = cluster.worker_arguments("worker-1");
     assert!(!arguments.is_empty());
     let config = cluster.bus_config(&issued.credentials);
@@ -160,6 +214,23 @@ async fn tl_07_a_revocation_that_no_broker_confirms_is_kept_and_says_so() {
         .map(|one| one.unwrap().file_name().into_string().unwrap())
         .find(|name| name.starts_with(".moment"));
     assert_eq!(left, None, "no command leaves its credentials");
+
+    cluster.issue(Role::Operator, "operator");
+    cluster.diloctl_ok(&["cluster", "init"]).await;
+    cluster.start_store().await;
+    cluster.start_coordinator("coordinator").await;
+    let pushed = cluster.diloctl(&["auth", "push"]).await;
+    assert!(pushed.status.success(), "{}", pushed.stderr);
+    let told = pushed.stderr.contains("in the ledger now: 1");
+    assert!(told, "{}", pushed.stderr);
+    let mut evidence = cluster.evidence().await;
+    let revocation = revocation_of(issued.public.clone());
+    evidence.until("the revocation", revocation).await;
+    let pushed = cluster.diloctl(&["auth", "push"]).await;
+    let quiet = pushed.status.success() && !pushed.stderr.contains("ledger");
+    assert!(quiet, "{}", pushed.stderr);
+    let doctor = cluster.diloctl(&["doctor"]).await.stdout;
+    assert!(!doctor.contains(&unrecorded), "{doctor}");
 }
 
 #[tokio::test]
@@ -170,7 +241,11 @@ async fn tl_07_whose_own_credential_is_revoked_hears_so_in_one_line() {
     let nobody = cluster.diloctl(&listed).await;
     assert!(nobody.stderr.contains("DL0204"), "{}", nobody.stderr);
     let stolen = ["auth", "revoke", "operator", "--reason", "it was stolen"];
-    cluster.diloctl_ok(&stolen).await;
+    let revoked = cluster.diloctl(&stolen).await;
+    assert_eq!(revoked.status.code(), Some(i32::from(EXIT_KEPT)));
+    let unrecorded = Code::RevocationUnrecorded.to_string();
+    assert!(revoked.stderr.contains(&unrecorded), "{}", revoked.stderr);
+    assert!(revoked.stdout.contains("revoked"), "{}", revoked.stdout);
     let refused = cluster.diloctl(&listed).await;
     let text = &refused.stderr;
     let code = Code::BusRefused.to_string();

@@ -29,6 +29,7 @@ use schemas::public::Status;
 use schemas::quarantine::{QuarantineReply, QuarantineRequest};
 use schemas::renewal::{RenewalReply, RenewalRequest};
 use schemas::restore::{RestoreReply, RestoreRequest};
+use schemas::revocation::{RevokeReply, RevokeRequest};
 use schemas::run::RunSpec;
 use schemas::security::{RefusalReport, SEEN_BYTES_MAX, StoreRefusals};
 use schemas::subject::{self, Incoming};
@@ -116,6 +117,8 @@ readers![
     TenantReply,
     TenantEndRequest,
     TenantEndReply,
+    RevokeRequest,
+    RevokeReply,
     KeysRequest,
     KeysReply,
     Answer<Done>,
@@ -282,7 +285,7 @@ pub(super) fn sighting(bytes: &[u8]) {
             found.extend(
                 heard
                     .into_iter()
-                    .flat_map(|(heard, _)| heard)
+                    .flat_map(|heard| heard.sightings)
                     .map(|(one, _)| one),
             );
         }

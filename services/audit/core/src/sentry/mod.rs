@@ -4,17 +4,21 @@
 //! however many senders, memory and number of events are bounded, and what was left out is counted.
 
 mod line;
+mod postures;
 mod refusals;
 mod report;
 mod store;
 
 use std::collections::BTreeMap;
 
+use schemas::member::Posture;
 use schemas::security::{Refuser, SEEN_BYTES_MAX, SecurityEvent, Seen};
 use schemas::{AccountId, Millis, PublicKey, UnixMillis};
 
+use self::postures::Postures;
 pub use line::{LINE_BYTES_MAX, Lines, of_line};
-pub use refusals::{of_refusals, of_refused};
+pub use postures::STATEMENTS_EVERY;
+pub use refusals::{Reported, of_refusals, of_refused};
 pub use report::of_report;
 pub use store::StoreLooks;
 
@@ -114,6 +118,7 @@ pub struct Sentry {
     dropped: u64,
     log_bytes: u64,
     dropped_due: UnixMillis,
+    postures: Postures,
 }
 
 impl Happening {
@@ -287,7 +292,13 @@ impl Sentry {
             dropped: 0,
             log_bytes: 0,
             dropped_due: now,
+            postures: Postures::default(),
         }
+    }
+
+    /// Takes what a service says of the layers that it runs with open.
+    pub fn note_posture(&mut self, by: Refuser, posture: Posture) {
+        self.postures.note(by, posture);
     }
 
     /// Takes a sighting of what happened once.
@@ -351,6 +362,7 @@ impl Sentry {
         for table in self.refusals.values_mut().chain(sessions) {
             events.extend(table.take_if(now, &mut self.budgets, &is_due));
         }
+        events.extend(self.postures.take_if(now, &is_due));
         if is_due(self.dropped_due) {
             events.extend(self.take_dropped(now));
         }

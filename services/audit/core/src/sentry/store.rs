@@ -100,6 +100,7 @@ mod tests {
             process,
             refusals: refusals.collect(),
             more,
+            posture: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Tests of the lines for people.
 
+use schemas::member::Layer;
 use schemas::security::{Refuser, Seen};
 use schemas::sync::SealedInput;
 use schemas::{Code, Digest, Epoch, Fragment, Round, UnitIndex};
@@ -270,12 +271,38 @@ fn tl_29_a_row_of_the_sentry_says_which_service_refused_and_what_was_not_heard()
             release,
             broker_log,
             unheard,
+            posture: Posture::default(),
         })
         .1
     };
     assert_eq!(started(true, &[]), "release 1");
     assert!(started(false, &[]).contains("without the broker's log"));
     assert_eq!(started(true, &["a", "b"]), "release 1, not heard yet: a, b");
+    let open = Posture {
+        open: vec![OpenLayer {
+            layer: Layer::Bulk,
+            reason: text("a measurement"),
+        }],
+    };
+    let relaxed = SecurityEvent::SentryStarted {
+        release: text("1"),
+        broker_log: true,
+        unheard: vec![text("a")],
+        posture: open.clone(),
+    };
+    let said = of_security(&relaxed).1;
+    assert_eq!(
+        said,
+        "release 1, open layers: bulk (a measurement), not heard yet: a"
+    );
+    for (posture, said) in [
+        (open, "open layers: bulk (a measurement)"),
+        (Posture::default(), "no layer is open"),
+    ] {
+        let by = Refuser::Store;
+        let stated = of_security(&SecurityEvent::PostureStated { by, posture });
+        assert_eq!(stated, (text("store"), text(said)));
+    }
     let interrupted = SecurityEvent::SentryInterrupted {
         unheard: text("reports"),
         from: UnixMillis(0),

@@ -428,6 +428,7 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::HoldPlaced { operator, .. }
         | LedgerEvent::TenantSet { operator, .. }
         | LedgerEvent::TenantEnded { operator, .. }
+        | LedgerEvent::CredentialRevoked { operator, .. }
         | LedgerEvent::HoldLifted { operator, .. }
         | LedgerEvent::ObjectsGivenUp { operator, .. }
         | LedgerEvent::SnapshotRestored { operator, .. }
@@ -445,6 +446,7 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         LedgerEvent::CoordinatorStarted { .. }
         | LedgerEvent::CoordinatorStopped { .. }
         | LedgerEvent::EmitterSucceeded { .. }
+        | LedgerEvent::CredentialReissued { .. }
         | LedgerEvent::RunCompleted
         | LedgerEvent::RoundOpened { .. }
         | LedgerEvent::RoundCompared { .. }

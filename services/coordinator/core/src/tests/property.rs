@@ -12,6 +12,7 @@ use schemas::restore::RestoreRequest;
 use schemas::run::Comparison;
 use schemas::{Bytes, Code, Millis, Refusal, Steps, V};
 
+use super::revocation;
 use crate::fixture::*;
 use crate::{ControlRequest, DeliveryId, Effect, Input, WorkerRequest};
 
@@ -30,6 +31,7 @@ enum Step {
     Drop(usize),
     Wait(u64),
     Quarantine(u32, bool),
+    Revoke(u32, bool),
     Restore(usize),
     Unfreeze,
     Restart,
@@ -50,6 +52,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4_usize).prop_map(Step::Drop),
         3 => (0..50_000_u64).prop_map(Step::Wait),
         1 => (1..4_u32, any::<bool>()).prop_map(|(who, shut)| Step::Quarantine(who, shut)),
+        // Key 2 is the operator's, who goes on giving orders.
+        1 => (0..2_u32, any::<bool>()).prop_map(|(who, void)| Step::Revoke(1 + 2 * who, void)),
         1 => (0..4_usize).prop_map(Step::Restore),
         2 => Just(Step::Unfreeze),
         1 => Just(Step::Restart),
@@ -188,6 +192,10 @@ fn play(world: &mut World, step: Step) {
                 reason,
             }));
         }
+        Step::Revoke(who, true) => {
+            revocation::revoke(world, &[who]);
+        }
+        Step::Revoke(who, false) => revocation::reissue(world, who),
         Step::Restore(back) => {
             let snapshots = world.run().snapshots.iter().rev();
             if let Some(snapshot) = snapshots.map(|one| one.manifest.digest).nth(back) {
@@ -213,6 +221,7 @@ fn check_ledger(world: &World) {
     let (mut held, mut epochs) = (BTreeMap::new(), BTreeMap::<UnitId, u64>::new());
     let (mut counted, mut closed) = (BTreeMap::new(), BTreeSet::new());
     let (mut sealed, mut out) = (BTreeSet::new(), BTreeSet::new());
+    let mut void = BTreeSet::new();
     for body in &world.journal {
         let Event::Ledger(event) = &body.event else {
             panic!("a ledger holds nothing else")
@@ -220,6 +229,11 @@ fn check_ledger(world: &World) {
         match event {
             LedgerEvent::WorkerJoined { worker, .. } => {
                 assert!(!out.contains(worker), "{worker} is in quarantine");
+                assert!(!void.contains(worker.as_str()), "{worker} is revoked");
+            }
+            LedgerEvent::CredentialRevoked { key, .. } => drop(void.insert(key.to_string())),
+            LedgerEvent::CredentialReissued { key, .. } => {
+                assert!(void.remove(key.as_str()), "{key} was not revoked");
             }
             LedgerEvent::WorkerQuarantined {
                 worker,
@@ -255,6 +269,7 @@ fn check_ledger(world: &World) {
             LedgerEvent::RoundSealed { round, .. } => drop(sealed.insert(*round)),
             LedgerEvent::LeaseGranted { lease, worker } => {
                 assert!(!out.contains(worker), "{worker} is in quarantine");
+                assert!(!void.contains(worker.as_str()), "{worker} is revoked");
                 assert!(
                     held.insert(lease.unit, worker.clone()).is_none(),
                     "{lease} has two holders"

@@ -240,3 +240,40 @@ fn tl_17_keys_that_their_worker_did_not_sign_for_their_lease_reach_no_cohort() {
         assert_eq!(outcome.err().map(|refusal| refusal.code), refused);
     }
 }
+
+#[test]
+fn tl_07_a_revoked_key_comes_back_by_a_record_of_after_its_revocation_alone() {
+    let scene = Scene::new();
+    let (key, until) = (scene.key.clone(), UnixMillis(50_000));
+    let mut state = ledger::State::default();
+    let lifts = |state: &ledger::State| match reissued(&scene.list(), state, key.clone()) {
+        None => None,
+        Some(Input::Reissued { key: of, issued }) if of == key => Some(issued),
+        Some(other) => panic!("{other:?}"),
+    };
+    assert!(
+        scene
+            .with(|record| record.issued = UnixMillis(60_000))
+            .is_ok()
+    );
+    assert_eq!(lifts(&state), None, "it is not revoked");
+    let revoked = LedgerEvent::CredentialRevoked {
+        key: key.clone(),
+        role: None,
+        name: None,
+        until,
+        reason: None,
+        operator: key.clone(),
+    };
+    state.apply(UnixMillis(1), None, &revoked).expect("it fits");
+    assert_eq!(lifts(&state), Some(UnixMillis(60_000)));
+    let blocked = scene.with(|record| {
+        (record.issued, record.blocked) = (UnixMillis(60_000), Some(UnixMillis(2)));
+    });
+    assert_eq!(blocked, Err(Code::HolderBlocked));
+    assert_eq!(lifts(&state), None, "the list has it as blocked");
+    assert!(scene.with(|record| record.issued = until).is_ok());
+    assert_eq!(lifts(&state), None, "the record is of before");
+    fs::remove_file(scene.list().folder().join(format!("{key}.json"))).expect("it is ours");
+    assert_eq!(lifts(&state), None, "there is no record");
+}

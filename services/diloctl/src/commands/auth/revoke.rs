@@ -9,6 +9,7 @@ use schemas::hold::Reason;
 use schemas::{AccountId, Code, PublicKey, UnixMillis};
 use serde::Serialize;
 
+use crate::commands::revocation;
 use crate::context::Context;
 use crate::output::Row;
 use crate::table::{or_dash, time};
@@ -20,7 +21,6 @@ pub(super) async fn revoke(
     reason: Option<&Reason>,
 ) -> Result<(), Failure> {
     let (domain, lock) = context.locked("diloctl auth revoke").await?;
-    let url = context.accounts_url()?;
     domain.take_over(clock::now())?;
     let mut targets = BTreeSet::new();
     for text in named {
@@ -32,9 +32,10 @@ pub(super) async fn revoke(
         .collect();
     let void = targets.iter().map(|target| target.is_void(&domain));
     let void = void.collect::<Result<Vec<bool>, _>>()?;
-    let revoked = accounts::revoke(&domain, &lock, &url, &keys, reason, clock::now()).await;
-    let rows: Vec<Touched> = match &revoked {
-        Ok(revoked) => revoked
+    let carried = revocation::carry_out(context, &domain, &lock, &keys, reason).await;
+    let rows: Vec<Touched> = match &carried {
+        Ok(carried) => carried
+            .revoked
             .iter()
             .zip(targets.iter().zip(void))
             .map(|(one, (target, void))| Touched::in_effect(target, one, void))
@@ -48,10 +49,14 @@ pub(super) async fn revoke(
     if !rows.is_empty() {
         context.printer.rows(&rows);
     }
-    revoked.map(drop)
+    match carried?.unrecorded {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
 }
 
-/// Gives the broker the tokens of all accounts.
+/// Gives the broker the tokens of all accounts, and the coordinator the revocations that the ledger
+/// does not have.
 pub(super) async fn push(context: &Context) -> Result<(), Failure> {
     let (domain, lock) = context.locked("diloctl auth push").await?;
     let url = context.accounts_url()?;
@@ -62,6 +67,12 @@ pub(super) async fn push(context: &Context) -> Result<(), Failure> {
         brokers.join(", "),
         pushed.changed.len()
     ));
+    match revocation::tell_rest(context, &domain, &lock).await? {
+        0 => {}
+        told => context.printer.talk(&format!(
+            "revocations that are recorded in the ledger now: {told}"
+        )),
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use schemas::{Code, Millis, PublicKey, UnixMillis};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::commands::revocation;
 use crate::context::Context;
 use crate::output::Row;
 use crate::table::time;
@@ -149,13 +150,16 @@ async fn void(
     old: &Registration,
     new: &Registration,
 ) -> Result<(), Failure> {
-    let url = context.accounts_url()?;
     let reason: Option<Reason> = format!("replaced by {}", new.public).parse().ok();
     let keys = [(old.account.clone(), old.public.clone())];
-    accounts::revoke(domain, lock, &url, &keys, reason.as_ref(), clock::now()).await?;
+    let carried = revocation::carry_out(context, domain, lock, &keys, reason.as_ref()).await?;
     context
         .printer
         .rows(&[Key::of(new, "in use"), Key::of(old, "void")]);
+    // The key is replaced and void all the same; `auth push` has it recorded.
+    if let Some(failure) = carried.unrecorded {
+        context.printer.talk(&format!("warning {failure}"));
+    }
     Ok(())
 }
 

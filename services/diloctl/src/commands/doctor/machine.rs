@@ -100,7 +100,13 @@ fn revocations(domain: &identity::Domain) -> Result<Finding, Failure> {
     let all = domain.revocations()?;
     let kept = all.iter().filter(|one| one.pending);
     let kept: Vec<&str> = kept.map(|one| one.key.as_str()).collect();
+    let rest = all.iter().filter(|one| one.unrecorded);
+    let rest: Vec<&str> = rest.map(|one| one.key.as_str()).collect();
     Ok(match kept.is_empty() {
+        true if !rest.is_empty() => {
+            let text = format!("the ledger does not say who revoked {}", rest.join(", "));
+            Finding::warn(CHECK, Code::RevocationUnrecorded, text)
+        }
         true => Finding::ok(
             CHECK,
             format!("{}, all in effect", number(all.len(), "key")),

@@ -2,7 +2,6 @@
 //! quarantine is in the ledger, which is the sooner of the two.
 
 use identity::{Credentials, Domain, Registration, Revocation};
-use runtime::accounts::{self, Revoked};
 use runtime::{Failure, clock};
 use schemas::hold::Reason;
 use schemas::permission::Role;
@@ -10,6 +9,7 @@ use schemas::{Code, PublicKey, RunId, WorkerId};
 use serde::Serialize;
 
 use crate::commands::auth::revoke::found;
+use crate::commands::revocation::{self, Carried};
 use crate::context::Context;
 
 /// What became of a worker's credential, or what it is.
@@ -53,11 +53,11 @@ impl Credential {
         reason: &Reason,
     ) -> (Self, Result<(), Failure>) {
         match Self::try_revoke(context, worker, reason).await {
-            Ok(credential) => {
+            Ok((credential, unrecorded)) => {
                 if matches!(credential, Self::Revoked { .. }) {
                     context.finished(format!("the credential of {worker} is revoked"));
                 }
-                (credential, Ok(()))
+                (credential, unrecorded.map_or(Ok(()), Err))
             }
             Err(failure) => {
                 let reason = failure.refusal().to_string();
@@ -74,20 +74,20 @@ impl Credential {
         context: &Context,
         worker: &WorkerId,
         reason: &Reason,
-    ) -> Result<Self, Failure> {
+    ) -> Result<(Self, Option<Failure>), Failure> {
         if !context.domain()?.has_vault() {
-            return Ok(Self::Elsewhere);
+            return Ok((Self::Elsewhere, None));
         }
         // Another command may have changed the records while this one waited.
         let (domain, lock) = context.locked("diloctl worker quarantine").await?;
         let holders = domain.holders_of(worker.as_str())?;
         if let Some(other) = holders.iter().find(|holder| holder.role != Role::Worker) {
-            return Ok(Self::OfAnother {
+            let other = Self::OfAnother {
                 role: other.role.name().to_owned(),
                 name: other.name.clone(),
-            });
+            };
+            return Ok((other, None));
         }
-        let url = context.accounts_url()?;
         domain.take_over(clock::now())?;
         let changed = !is_void(&domain, worker, &holders)?;
         let targets = found(&domain, worker.as_str())?;
@@ -95,13 +95,16 @@ impl Credential {
             .into_iter()
             .map(|one| one.account_and_key())
             .collect();
-        let now = clock::now();
-        let revoked = accounts::revoke(&domain, &lock, &url, &keys, Some(reason), now).await?;
-        let connections = revoked.iter().map(|one: &Revoked| one.connections).sum();
-        Ok(Self::Revoked {
+        let Carried {
+            revoked,
+            unrecorded,
+        } = revocation::carry_out(context, &domain, &lock, &keys, Some(reason)).await?;
+        let connections = revoked.iter().map(|one| one.connections).sum();
+        let revoked = Self::Revoked {
             changed,
             connections,
-        })
+        };
+        Ok((revoked, unrecorded))
     }
 
     /// What this machine knows of the credential of a worker that may join again. An error comes

@@ -1,5 +1,7 @@
 //! Tests of what services report of the requests that they refuse.
 
+use schemas::limits::TEXT_BYTES_MAX;
+use schemas::member::{Layer, OpenLayer};
 use schemas::security::{RefusalReport, Refused};
 use schemas::{Code, Message as _, V};
 
@@ -15,7 +17,7 @@ fn refused(user: Option<&str>, subject: &str, code: Code) -> Refused {
     }
 }
 
-fn told_by(refuser: Refuser, report: &RefusalReport) -> Option<(Vec<(Sighting, u64)>, u64)> {
+fn told_by(refuser: Refuser, report: &RefusalReport) -> Option<Reported> {
     let account = format!("A{}", "B".repeat(55));
     let subject = format!("diloco.refusal.{account}.{}", refuser.name());
     of_refusals(&subject, &report.encode())
@@ -37,9 +39,11 @@ fn tl_29_a_refused_request_is_an_event_with_its_service_sender_and_code() {
             )
         }],
         more: 3,
+        posture: None,
     };
     for refuser in Refuser::REPORTING {
-        let (sightings, more) = told_by(refuser, &report).expect("it is a report");
+        let reported = told_by(refuser, &report).expect("it is a report");
+        let (sightings, more) = (reported.sightings, reported.more);
         assert_eq!((sightings.len(), more), (1, 3));
         let mut sentry = Sentry::new(NOW);
         for (sighting, times) in sightings {
@@ -68,6 +72,7 @@ fn tl_29_only_a_report_under_the_subject_of_a_service_is_one() {
         v: V,
         refusals: Vec::new(),
         more: 0,
+        posture: None,
     };
     let account = format!("A{}", "B".repeat(55));
     let bytes = report.encode();
@@ -181,4 +186,71 @@ fn tl_29_no_number_of_refused_senders_takes_the_room_of_another_happening() {
         log_bytes: 0,
     };
     assert_eq!(events.last(), Some(&dropped), "only what overflowed");
+}
+
+#[test]
+fn la_01_a_services_posture_is_an_event_at_first_and_when_it_is_another() {
+    let open = |reason: &str| Posture {
+        open: vec![OpenLayer {
+            layer: Layer::Bus,
+            reason: reason.to_owned(),
+        }],
+    };
+    let said_by = |refuser: Refuser, posture: &Posture| {
+        let report = RefusalReport {
+            posture: Some(posture.clone()),
+            ..RefusalReport::default()
+        };
+        let reported = told_by(refuser, &report).expect("it is a report");
+        assert_eq!((reported.sightings.len(), reported.more), (0, 0));
+        reported.posture.expect("it says so")
+    };
+    let mut sentry = Sentry::new(NOW);
+    let mut told = |now: UnixMillis, posture: &Posture| {
+        let (by, posture) = said_by(Refuser::Registrar, posture);
+        sentry.note_posture(by, posture);
+        let stated = |event| match event {
+            SecurityEvent::PostureStated {
+                by: Refuser::Registrar,
+                posture,
+            } => posture,
+            other => panic!("{other:?}"),
+        };
+        sentry.take(now).into_iter().map(stated).collect::<Vec<_>>()
+    };
+    let closed = Posture::default();
+    assert_eq!(
+        told(NOW, &closed),
+        [closed.clone()],
+        "that nothing is open is said too"
+    );
+    assert_eq!(told(NOW, &closed), [], "it is said again and again");
+    // One that changes its word is told, and not more often than now and again.
+    assert_eq!(told(NOW, &open("a")), []);
+    let due = NOW.after(STATEMENTS_EVERY);
+    assert_eq!(told(due, &open("b")), [open("b")]);
+    assert_eq!(told(due, &open("b")), []);
+    let (by, posture) = said_by(Refuser::Registrar, &open("c"));
+    sentry.note_posture(by, posture);
+    let last = sentry.take_last(due);
+    assert_eq!(last.len(), 1, "before the end all is told: {last:?}");
+}
+
+#[test]
+fn la_01_what_a_posture_says_is_cut_to_what_an_event_holds() {
+    let long = OpenLayer {
+        layer: Layer::Bus,
+        reason: "\u{e4}".repeat(TEXT_BYTES_MAX),
+    };
+    let mut sentry = Sentry::new(NOW);
+    let open = vec![long; 100];
+    sentry.note_posture(Refuser::Store, Posture { open });
+    let events = sentry.take(NOW);
+    let [SecurityEvent::PostureStated { posture, .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    let [open] = &posture.open[..] else {
+        panic!("{posture:?}");
+    };
+    assert_eq!(open.reason.len(), TEXT_BYTES_MAX);
 }
