@@ -327,6 +327,7 @@ impl Run {
                 self.place_hold(*hold, record)
             }
             LedgerEvent::HoldLifted { hold, .. } => self.lift_hold(*hold),
+            LedgerEvent::LeasesEnded { leases, .. } => self.order_ends(*leases),
             LedgerEvent::WorkerQuarantined {
                 worker,
                 operator,

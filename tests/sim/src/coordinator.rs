@@ -39,7 +39,7 @@ pub(crate) struct CoordinatorMachine {
     /// Number of processes so far; an answer to an earlier process is void.
     generation: u64,
     /// The state that the events alone lead to.
-    shadow: State,
+    pub(crate) shadow: State,
     replies: u64,
     /// The time at which an operator last asked for a restore.
     restored_at: UnixMillis,
@@ -577,6 +577,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             | Answer::Hold(_)
             | Answer::Collect(_)
             | Answer::Quarantine(_)
+            | Answer::LeasesEnd(_)
             | Answer::Promote(_)
             | Answer::Restore(_)
             | Answer::Tenant(_)

@@ -24,6 +24,7 @@
 pub(crate) mod closed;
 mod closing;
 mod draw;
+mod ending;
 mod failures;
 pub(crate) mod groups;
 mod heartbeat;
