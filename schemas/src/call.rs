@@ -11,6 +11,7 @@ use crate::contribution::{StageRequest, Submission, SubmitReply, SubmitRequest};
 use crate::control::{
     OperatorObjects, RunNew, RunNewReply, Shutdown, ShutdownReply, ViewReply, ViewRequest,
 };
+use crate::ending::{LeasesEndReply, LeasesEndRequest};
 use crate::hold::{HoldReply, HoldRequest};
 use crate::keys::{KeysReply, KeysRequest};
 use crate::lease::{
@@ -170,6 +171,7 @@ calls! {
     RunHold = "run.hold": HoldRequest => HoldReply, "place or lift a hold: the run merges nothing, or the store takes none of its URLs";
     RunGc = "run.gc": CollectRequest => CollectReply, "delete the objects of a run's old rounds, or only list them";
     WorkerQuarantine = "worker.quarantine": QuarantineRequest => QuarantineReply, "shut a worker out of a run, or let it in again";
+    LeasesEnd = "leases.end": LeasesEndRequest => LeasesEndReply, "end leases that workers hold: their units are issued again, and no result under them counts";
     SnapshotPromote = "snapshot.promote": PromoteRequest => PromoteReply, "move a pointer to a saved snapshot";
     SnapshotRestore = "snapshot.restore": RestoreRequest => RestoreReply, "lead a run back to a full snapshot";
     TenantSet = "tenant.set": TenantRequest => TenantReply, "let a tenant have runs, or give it another quota";

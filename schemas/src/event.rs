@@ -259,6 +259,12 @@ pub enum LedgerEvent {
         operator: PublicKey,
         reason: Reason,
     },
+    /// An operator had leases ended, `leases` of them: an event for each follows at once.
+    LeasesEnded {
+        operator: PublicKey,
+        reason: Reason,
+        leases: u32,
+    },
     /// An operator shut a worker out of the run. Its membership ends with this event, and so does
     /// `lease`, whose tokens are abandoned. Its contributions to rounds of which no seal has begun
     /// count no more: `withdrawn` of them, whose tokens are rejected and whose units are open
@@ -383,6 +389,8 @@ pub enum LeaseEnd {
     Orphaned,
     /// The holder renewed it for long without progress.
     Stalled,
+    /// An operator ended it: somebody else may have taken it in the holder's name.
+    Ordered,
 }
 
 /// A worker's own account of its life.
@@ -485,6 +493,7 @@ kinds! { LedgerEvent {
     ControlReceived => "control-received",
     HoldPlaced => "hold-placed",
     HoldLifted => "hold-lifted",
+    LeasesEnded => "leases-ended",
     WorkerQuarantined => "worker-quarantined",
     WorkerReadmitted => "worker-readmitted",
     SnapshotRestored => "snapshot-restored",

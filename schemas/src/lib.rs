@@ -20,6 +20,7 @@ pub mod contribution;
 pub mod control;
 pub mod data;
 pub mod digest;
+pub mod ending;
 pub mod enrolment;
 pub mod event;
 pub mod foundry;

@@ -32,6 +32,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 mod collection;
 pub(crate) mod comparison;
+mod ending;
 mod enrolment;
 mod head;
 mod keys;
@@ -581,7 +582,7 @@ pub(crate) fn all() -> Vec<Example> {
     all.extend(enrolment::all().into_iter().chain(head::all()));
     all.extend(keys::all());
     all.extend(masks::all());
-    all.extend(quarantine::all());
+    all.extend(quarantine::all().into_iter().chain(ending::all()));
     all.extend(promotion::all());
     all.extend(provenance::all());
     all.extend(security::all());

@@ -82,6 +82,7 @@ fn encode(addressee: &Addressee, answer: Result<Answer, Refusal>) -> Bytes {
         Ok(Answer::Hold(reply)) => to(addressee, reply),
         Ok(Answer::Collect(reply)) => to(addressee, *reply),
         Ok(Answer::Quarantine(reply)) => to(addressee, *reply),
+        Ok(Answer::LeasesEnd(reply)) => to(addressee, reply),
         Ok(Answer::Promote(reply)) => to(addressee, *reply),
         Ok(Answer::Restore(reply)) => to(addressee, reply),
         Ok(Answer::Tenant(reply)) => to(addressee, reply),

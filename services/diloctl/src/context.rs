@@ -493,6 +493,7 @@ const fn needs_store(verb: ControlVerb) -> bool {
         | ControlVerb::BlobGet => true,
         ControlVerb::RunHold
         | ControlVerb::WorkerQuarantine
+        | ControlVerb::LeasesEnd
         | ControlVerb::SnapshotPromote
         | ControlVerb::TenantSet
         | ControlVerb::TenantEnd

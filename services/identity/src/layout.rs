@@ -238,6 +238,11 @@ impl DomainLayout {
             .join(format!("{}.json", of.note()))
     }
 
+    /// The note that keys were replaced after a leak, and leases are yet to be ended.
+    pub(crate) fn leases_to_end(&self) -> PathBuf {
+        self.folder.join("retired").join("leases-to-end.json")
+    }
+
     /// The note that a holder gets another key.
     pub(crate) fn succession(&self, name: &str) -> PathBuf {
         self.folder.join("succession").join(format!("{name}.json"))

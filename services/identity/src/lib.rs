@@ -29,6 +29,7 @@ pub mod jws;
 pub mod jwt;
 pub mod key;
 pub mod layout;
+pub mod leak;
 pub mod lock;
 pub mod log_manifest;
 mod manifest;

@@ -334,6 +334,7 @@ impl Run {
                 self.place_hold(*hold, record)
             }
             LedgerEvent::HoldLifted { hold, .. } => self.lift_hold(*hold),
+            LedgerEvent::LeasesEnded { leases, .. } => self.order_ends(*leases),
             LedgerEvent::WorkerQuarantined {
                 worker,
                 operator,

@@ -67,6 +67,19 @@ impl Run {
         Ok(())
     }
 
+    /// Takes note that an operator has leases ended, each by an event of its own after this one:
+    /// so many are held.
+    pub(crate) fn order_ends(&self, leases: u32) -> Result<(), ApplyError> {
+        let held = self.leases().count();
+        match leases as usize {
+            ended if (1..=held).contains(&ended) => Ok(()),
+            ended => Err(out_of_place(
+                "leases-ended",
+                format!("{ended} leases, of {held} that are held"),
+            )),
+        }
+    }
+
     /// Refuses a result: its tokens are rejected.
     pub(crate) fn reject(
         &mut self,

@@ -7,6 +7,7 @@
 //! and a token that replaces another is always issued later.
 
 mod certificates;
+mod signers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -26,6 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use certificates::{Seen, certificates};
 
+use self::signers::Signers;
 use crate::{Bus, BusConfig, BusError, Failure, clock};
 
 /// Longest wait for the first answer to a question.
@@ -201,6 +203,8 @@ pub struct RotatedRole {
     pub standing: Vec<PublicKey>,
     /// Earlier keys that end; none if the overlap stays.
     pub gone: Vec<PublicKey>,
+    /// Connections with tokens of those that there were before, at all brokers.
+    pub cut: usize,
     /// Its holders.
     pub resigned: Resigned,
 }
@@ -217,7 +221,8 @@ pub struct Rotated {
 }
 
 /// Gives roles new signing keys: brings the keys into effect at the broker at `url`, then signs
-/// with them, and ends the earlier keys if that is to be `at_once`.
+/// with them, and ends the earlier keys if that is to be `at_once`: then it waits until nobody is
+/// connected with a token of theirs.
 ///
 /// # Errors
 /// The vault or the broker is away, or the broker does not take tokens: then nothing is signed with
@@ -234,11 +239,18 @@ pub async fn rotate(
     // A domain of an earlier release gets the key of the writer by this.
     domain.write_server_config(&domain.layout().broker_generated(), now)?;
     // Nothing is made where no broker takes it.
-    if let Err(failure) = AccountWriter::connect(domain, url, now).await {
-        return Err(failure.with_more(
+    let before = async {
+        let writer = AccountWriter::connect(domain, url, now).await?;
+        match at_once {
+            true => writer.signers(domain).await,
+            false => Ok(Signers::default()),
+        }
+    };
+    let before = before.await.map_err(|failure: Failure| {
+        failure.with_more(
             "no key was made: the broker must know a new signing key before anything is signed with it",
-        ));
-    }
+        )
+    })?;
     for role in roles {
         domain.make_role_key(*role)?;
     }
@@ -246,7 +258,10 @@ pub async fn rotate(
     let (mut rotated, mut broken) = (Vec::new(), None);
     for role in roles {
         match adopt(domain, *role, at_once, now) {
-            Ok(one) => rotated.push(one),
+            Ok(one) => rotated.push(RotatedRole {
+                cut: before.of(&one.gone),
+                ..one
+            }),
             Err(failure) => {
                 let text = format!(
                     "the rotation of role {} broke off, so its earlier keys and those of the roles after it may still be \
@@ -259,7 +274,16 @@ pub async fn rotate(
         }
     }
     // This writes the broker's configuration also where no broker answers any more.
-    let in_effect = push(domain, lock, url, now).await;
+    let in_effect = async {
+        let pushed = push(domain, lock, url, now).await?;
+        let gone: Vec<PublicKey> = rotated.iter().flat_map(|one| one.gone.clone()).collect();
+        if !gone.is_empty() {
+            let writer = AccountWriter::connect(domain, url, clock::now()).await?;
+            writer.until_none_of(domain, &gone).await?;
+        }
+        Ok::<_, Failure>(pushed)
+    };
+    let in_effect = in_effect.await;
     Ok(Rotated {
         roles: rotated,
         broken,
@@ -289,6 +313,7 @@ fn adopt(
         keys,
         standing,
         gone,
+        cut: 0,
         resigned,
     })
 }

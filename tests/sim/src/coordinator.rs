@@ -585,6 +585,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             | Answer::Hold(_)
             | Answer::Collect(_)
             | Answer::Quarantine(_)
+            | Answer::LeasesEnd(_)
             | Answer::Promote(_)
             | Answer::Restore(_)
             | Answer::Tenant(_)

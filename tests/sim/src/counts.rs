@@ -1,5 +1,7 @@
 //! What happened in a simulation.
 
+use schemas::event::LeaseEnd;
+
 /// Counts of the things that happened: a simulation in which nothing went wrong proves little.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -19,6 +21,8 @@ pub struct Counts {
     pub grouped: u64,
     /// Leases that were renewed without progress.
     pub stalled: u64,
+    /// Leases that an operator ended.
+    pub ordered: u64,
     /// Results refused.
     pub rejected: u64,
     /// Contributions that count.
@@ -81,4 +85,19 @@ pub struct Counts {
     pub succeeded: u64,
     /// Times that a worker was asked to hand its sealed shares in again.
     pub handed_again: u64,
+}
+
+impl Counts {
+    /// Counts the end of a lease without a result. True if it was an operator's.
+    pub(crate) fn ended(&mut self, cause: LeaseEnd) -> bool {
+        let count = match cause {
+            LeaseEnd::Expired => &mut self.expired,
+            LeaseEnd::Released => &mut self.released,
+            LeaseEnd::Orphaned => &mut self.orphaned,
+            LeaseEnd::Stalled => &mut self.stalled,
+            LeaseEnd::Ordered => &mut self.ordered,
+        };
+        *count += 1;
+        cause == LeaseEnd::Ordered
+    }
 }

@@ -26,6 +26,7 @@ mod collection;
 mod comparison;
 mod coordinator;
 mod counts;
+mod ending;
 mod foundry;
 mod keys;
 mod masks;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemas::event::{LeaseEnd, LedgerEvent};
+use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::promotion::PointerName;
@@ -54,6 +54,8 @@ pub(crate) struct Monitor {
     since: Round,
     issued: u64,
     ended: u64,
+    /// Leases whose end an operator has ordered, and that have not ended since.
+    ordered: u32,
     frozen: bool,
     stopped: bool,
     masks: masks::Masks,
@@ -91,6 +93,7 @@ impl Monitor {
             since: Round(0),
             issued: 0,
             ended: 0,
+            ordered: 0,
             frozen: false,
             stopped: false,
             masks: masks::Masks::default(),
@@ -141,11 +144,9 @@ impl Monitor {
                 cause,
                 tokens,
             } => {
-                match cause {
-                    LeaseEnd::Expired => self.counts.expired += 1,
-                    LeaseEnd::Released => self.counts.released += 1,
-                    LeaseEnd::Orphaned => self.counts.orphaned += 1,
-                    LeaseEnd::Stalled => self.counts.stalled += 1,
+                if self.counts.ended(*cause) {
+                    assert!(self.ordered > 0, "{lease}: nobody has ordered its end");
+                    self.ordered -= 1;
                 }
                 self.end(*lease, worker, tokens.get());
             }
@@ -318,6 +319,7 @@ impl Monitor {
                 panic!("nobody asked for {}", event.kind())
             }
             LedgerEvent::EmitterSucceeded { next } => self.succeed(next),
+            LedgerEvent::LeasesEnded { leases, .. } => self.ordered = *leases,
             LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }

@@ -527,7 +527,10 @@ impl World {
         match self.random.between(0, 12) {
             0..=2 => self.crash_coordinator(),
             3 => self.shut_down(),
-            4 => self.freeze(),
+            4 => {
+                self.end_leases();
+                self.freeze();
+            }
             5..=7 => self.crash_worker(worker),
             8 | 9 => self.quarantine(worker),
             10 => self.revoke(worker),

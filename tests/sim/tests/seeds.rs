@@ -63,6 +63,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.expired += counts.expired;
         sum.released += counts.released;
         sum.orphaned += counts.orphaned;
+        sum.ordered += counts.ordered;
         sum.grouped += counts.grouped;
         sum.rejected += counts.rejected;
         sum.evaluated += counts.evaluated;
@@ -84,6 +85,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.expired,
         sum.released,
         sum.orphaned,
+        sum.ordered,
         sum.grouped,
         sum.rejected,
         sum.evaluated,

@@ -524,6 +524,14 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             );
             (format!("round {}", weights.round), text)
         }
+        LedgerEvent::LeasesEnded {
+            operator,
+            reason,
+            leases,
+        } => (
+            format!("{leases} leases"),
+            format!("ended by {}: {reason}", short(operator.as_str())),
+        ),
         LedgerEvent::WorkerQuarantined {
             worker,
             operator,

@@ -332,6 +332,7 @@ impl Coordinator {
             ControlRequest::RunHold(request) => self.hold(operator, request, reply),
             ControlRequest::RunGc(request) => self.collect(operator, request, reply),
             ControlRequest::WorkerQuarantine(request) => self.quarantine(operator, request, reply),
+            ControlRequest::LeasesEnd(request) => self.end_leases(operator, request),
             ControlRequest::SnapshotPromote(request) => self.promote(operator, request),
             ControlRequest::SnapshotRestore(request) => self.restore(operator, request, reply),
             ControlRequest::TenantSet(request) => self.set_tenant(operator, request),

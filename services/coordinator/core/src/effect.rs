@@ -10,6 +10,7 @@ use schemas::blob::Grants;
 use schemas::collection::CollectReply;
 use schemas::contribution::SubmitReply;
 use schemas::control::{RunNewReply, ShutdownReply, ViewReply};
+use schemas::ending::LeasesEndReply;
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
 use schemas::hold::{AtStore, HoldReply};
@@ -337,6 +338,7 @@ pub enum Answer {
     Hold(HoldReply),
     Collect(Box<CollectReply>),
     Quarantine(Box<QuarantineReply>),
+    LeasesEnd(LeasesEndReply),
     Promote(Box<PromoteReply>),
     Restore(RestoreReply),
     Tenant(TenantReply),

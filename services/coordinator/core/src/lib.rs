@@ -33,6 +33,7 @@ mod coordinator;
 mod deadline;
 mod denial;
 mod effect;
+mod ending;
 #[cfg(test)]
 mod fixture;
 mod input;

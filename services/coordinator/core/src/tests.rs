@@ -6,6 +6,7 @@ mod checkpoint;
 mod collection;
 mod control;
 mod denial;
+mod ending;
 mod group;
 mod guards;
 mod heartbeat;

@@ -1,6 +1,7 @@
 //! The commands that replace keys.
 
 use clap::{Args, Subcommand};
+use schemas::hold::Reason;
 use schemas::permission::Role;
 
 use super::{is_rotated, parse_signing_role};
@@ -41,6 +42,15 @@ pub(crate) enum Rotate {
         /// changed: it must know the new key first.
         #[arg(long)]
         now: bool,
+        /// End all leases of all runs as well, for keys that leaked: somebody else may have taken
+        /// one in a worker's name. Their units are issued again, and no result under them counts.
+        /// What was accepted before stays. If the coordinator does not answer, repeat the command:
+        /// it ends the leases then, and replaces no key again.
+        #[arg(long, requires_all = ["now", "reason"])]
+        end_leases: bool,
+        /// The reason, which the ledger keeps.
+        #[arg(long, requires = "end_leases", value_name = "TEXT")]
+        reason: Option<Reason>,
     },
     /// Make a new key that signs leases and commands, and let the trust bundle know it beside the
     /// old one. The coordinator signs with it from its next lease on; nothing has to be restarted.

@@ -3,6 +3,7 @@
 
 mod authority;
 mod jwks;
+mod leaked;
 mod mutual;
 pub(crate) mod revoke;
 mod rotate;
@@ -66,7 +67,15 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
         Auth::Rotate(Rotate::Certificate { server_name }) => {
             certificate(context, server_name).await
         }
-        Auth::Rotate(Rotate::Role { of, now }) => rotate::roles(context, &of.roles(), *now).await,
+        Auth::Rotate(Rotate::Role {
+            of,
+            end_leases: true,
+            reason: Some(reason),
+            ..
+        }) => leaked::run(context, &of.roles(), reason).await,
+        Auth::Rotate(Rotate::Role { of, now, .. }) => {
+            rotate::roles(context, &of.roles(), *now).await
+        }
         Auth::Rotate(Rotate::Manifest {
             prepare,
             retire,

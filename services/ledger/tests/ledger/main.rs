@@ -4,6 +4,7 @@ mod checkpoints;
 mod contradictions;
 mod directions;
 mod emitters;
+mod ending;
 mod figures;
 mod given_up;
 mod groups;

@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::future::try_join_all;
 use identity::clients::key_fingerprint;
 use identity::domain::DomainError;
 use identity::{Domain, TlsFault};
 use schemas::account::Account;
 use schemas::text::Shown;
-use schemas::{PublicKey, UnixMillis};
+use schemas::{AccountId, PublicKey, UnixMillis};
 use serde::Deserialize;
 
 use super::{AccountWriter, CONNECTIONS_LISTED};
@@ -24,6 +25,9 @@ pub(super) struct Connection {
     /// The key of its token.
     #[serde(default)]
     authorized_user: String,
+    /// The key that signed its token.
+    #[serde(default)]
+    pub(super) issuer_key: String,
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -84,12 +88,39 @@ impl Seen {
 pub async fn certificates(domain: &Domain, url: &str, now: UnixMillis) -> Result<Seen, Failure> {
     let writer = AccountWriter::connect(domain, url, now).await?;
     let mut seen = Seen::default();
-    let mut accounts: BTreeSet<_> = domain.trust().tenants.iter().cloned().collect();
-    for account in Account::ALL {
-        accounts.insert(domain.account(account)?);
+    for one in writer.clients(domain).await? {
+        if let Some(shown) = one.tls_peer_certs.first() {
+            let authority = shown.authority().map(str::to_owned);
+            let client = format!("{} ({})", one.name, one.authorized_user);
+            let client = Shown(&client).to_string();
+            seen.authorities.entry(authority).or_insert(client);
+        }
+        match one.stray(domain)? {
+            None => {
+                seen.bound += 1;
+                seen.take(&one);
+            }
+            Some(fault) => seen.strays.push(fault),
+        }
     }
-    for account in accounts {
+    Ok(seen)
+}
+
+impl AccountWriter {
+    /// All clients of all accounts, at all brokers that answer.
+    pub(super) async fn clients(&self, domain: &Domain) -> Result<Vec<Connection>, Failure> {
+        let mut accounts: BTreeSet<_> = domain.trust().tenants.iter().cloned().collect();
+        for account in Account::ALL {
+            accounts.insert(domain.account(account)?);
+        }
+        let all = try_join_all(accounts.iter().map(|account| self.clients_of(account)));
+        Ok(all.await?.into_iter().flatten().collect())
+    }
+
+    /// The clients of one account.
+    async fn clients_of(&self, account: &AccountId) -> Result<Vec<Connection>, Failure> {
         let subject = format!("$SYS.REQ.ACCOUNT.{account}.CONNZ");
+        let mut clients = Vec::new();
         for page in 0..PAGES_MAX {
             let offset = page * CONNECTIONS_LISTED;
             let question = serde_json::json!({
@@ -97,32 +128,18 @@ pub async fn certificates(domain: &Domain, url: &str, now: UnixMillis) -> Result
                 "limit": CONNECTIONS_LISTED,
                 "offset": offset,
             });
-            let answers = writer
-                .ask_all(&subject, question.to_string().into())
-                .await?;
-            let data: Vec<_> = answers.into_iter().filter_map(|said| said.data).collect();
-            for one in data.iter().flat_map(|data| &data.connections) {
-                if let Some(shown) = one.tls_peer_certs.first() {
-                    let authority = shown.authority().map(str::to_owned);
-                    let client = format!("{} ({})", one.name, one.authorized_user);
-                    let client = Shown(&client).to_string();
-                    seen.authorities.entry(authority).or_insert(client);
-                }
-                match one.stray(domain)? {
-                    None => {
-                        seen.bound += 1;
-                        seen.take(one);
-                    }
-                    Some(fault) => seen.strays.push(fault),
-                }
+            let answers = self.ask_all(&subject, question.to_string().into()).await?;
+            let mut more = false;
+            for data in answers.into_iter().filter_map(|said| said.data) {
+                more |= data.total > offset + CONNECTIONS_LISTED;
+                clients.extend(data.connections);
             }
-            let more = |total: usize| total > offset + CONNECTIONS_LISTED;
-            if !data.iter().any(|data| more(data.total)) {
+            if !more {
                 break;
             }
         }
+        Ok(clients)
     }
-    Ok(seen)
 }
 
 impl Connection {
@@ -184,6 +201,7 @@ mod tests {
         let shows = |key: &PublicKey, authority: &str| Connection {
             cid: 1,
             authorized_user: key.to_string(),
+            issuer_key: String::new(),
             name: String::new(),
             tls_peer_certs: vec![Shows {
                 subject: format!("CN={key},OU=worker,O={authority}"),

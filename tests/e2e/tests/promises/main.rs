@@ -35,6 +35,7 @@ mod four_bits;
 mod frozen;
 mod hostile_messages;
 mod lagging_node;
+mod leaked;
 mod ledger_receipts;
 mod log_flood;
 mod log_in_store;

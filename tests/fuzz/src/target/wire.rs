@@ -12,6 +12,7 @@ use schemas::contribution::{StageRequest, Statement, SubmitReply, SubmitRequest}
 use schemas::control::{
     OperatorObjects, RunNew, RunNewReply, Shutdown, ShutdownReply, ViewReply, ViewRequest,
 };
+use schemas::ending::{LeasesEndReply, LeasesEndRequest};
 use schemas::enrolment::{EnrolmentReply, EnrolmentRequest};
 use schemas::event::{EventBody, SignedEvent};
 use schemas::foundry::{FoundryAnswer, FoundryOrder};
@@ -68,6 +69,8 @@ readers![
     RenewalReply,
     HoldRequest,
     HoldReply,
+    LeasesEndRequest,
+    LeasesEndReply,
     PromoteRequest,
     PromoteReply,
     RunNew,

@@ -23,6 +23,7 @@
 
 pub(crate) mod closed;
 mod closing;
+mod ending;
 mod failures;
 pub(crate) mod groups;
 mod heartbeat;

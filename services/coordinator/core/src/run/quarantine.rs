@@ -58,7 +58,12 @@ impl RunRoom<'_> {
     }
 
     /// Ends the check of a result, if one runs: it counts no more, whatever it finds.
-    fn drop_check(&mut self, turn: &mut Turn<'_>, check: Option<ScreeningId>, refusal: &Refusal) {
+    pub(crate) fn drop_check(
+        &mut self,
+        turn: &mut Turn<'_>,
+        check: Option<ScreeningId>,
+        refusal: &Refusal,
+    ) {
         let Some(check) = check else {
             return;
         };

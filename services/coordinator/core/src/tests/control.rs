@@ -432,6 +432,7 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::HoldLifted { operator, .. }
         | LedgerEvent::ObjectsGivenUp { operator, .. }
         | LedgerEvent::SnapshotRestored { operator, .. }
+        | LedgerEvent::LeasesEnded { operator, .. }
         | LedgerEvent::WorkerQuarantined { operator, .. }
         | LedgerEvent::WorkerReadmitted { operator, .. }
         | LedgerEvent::SnapshotPromoted { operator, .. } => Some(operator.to_string()),

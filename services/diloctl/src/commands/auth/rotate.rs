@@ -347,7 +347,7 @@ fn ended(role: Role, gone: &[PublicKey], confirmed: bool) -> impl Iterator<Item 
     gone.iter().map(move |key| Touched::key(role, key, state))
 }
 
-fn kept(error: &Failure) -> Failure {
+pub(super) fn kept(error: &Failure) -> Failure {
     Failure::new(Code::RotationKept, error)
 }
 
