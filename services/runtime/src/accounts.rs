@@ -7,6 +7,7 @@
 //! and a token that replaces another is always issued later.
 
 mod certificates;
+mod said;
 mod signers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,11 +23,11 @@ use identity::{Domain, DomainLock, Momentary, Revocation, jwt};
 use schemas::hold::Reason;
 use schemas::permission::Role;
 use schemas::{AccountId, Code, PublicKey, UnixMillis};
-use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use certificates::{Seen, certificates};
 
+use self::said::{Fault, Said, counted, silent};
 use self::signers::Signers;
 use crate::{Bus, BusConfig, BusError, Failure, clock};
 
@@ -326,37 +327,6 @@ struct AccountWriter {
     _credentials: Momentary,
 }
 
-/// A broker's answer.
-#[derive(Deserialize)]
-struct Said {
-    server: Server,
-    #[serde(default)]
-    data: Option<Data>,
-    #[serde(default)]
-    error: Option<Fault>,
-}
-
-#[derive(Deserialize)]
-struct Server {
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Data {
-    #[serde(default)]
-    num_connections: usize,
-    #[serde(default)]
-    total: usize,
-    #[serde(default)]
-    connections: Vec<certificates::Connection>,
-}
-
-#[derive(Deserialize)]
-struct Fault {
-    #[serde(default)]
-    description: String,
-}
-
 impl AccountWriter {
     async fn connect(domain: &Domain, url: &str, now: UnixMillis) -> Result<Self, Failure> {
         let credentials = domain.account_writer(now)?;
@@ -579,47 +549,9 @@ impl AccountWriter {
     }
 }
 
-/// The connections in these answers.
-fn counted(answers: &[Said]) -> usize {
-    let connections = answers.iter().filter_map(|said| said.data.as_ref());
-    connections.map(|data| data.num_connections).sum()
-}
-
-/// The brokers that have confirmed a push and are missing in these answers: one may be slower than
-/// the others, and is waited for no longer than [`QUIET`].
-fn silent(answers: &[Said], brokers: &BTreeSet<String>) -> Vec<String> {
-    let is_there = |name: &String| answers.iter().any(|said| said.server.name == *name);
-    let missing = brokers.iter().filter(|name| !is_there(name));
-    missing.cloned().collect()
-}
-
 /// The time of issue of an account's token.
 fn issued(token: &str, now: UnixMillis) -> Option<UnixMillis> {
     jwt::verify::<AccountClaims>(token, now)
         .ok()
         .map(|token| token.issued)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tl_07_a_broker_that_is_slower_than_the_others_is_waited_for() {
-        let said = |name: &str, connections: usize| {
-            let text = serde_json::json!({
-                "server": { "name": name },
-                "data": { "num_connections": connections },
-            });
-            serde_json::from_value::<Said>(text).expect("as brokers say it")
-        };
-        let brokers = BTreeSet::from(["n0".to_owned(), "n1".to_owned()]);
-        let one = [said("n0", 0)];
-        assert_eq!(
-            (counted(&one), silent(&one, &brokers).join(" ")),
-            (0, "n1".to_owned())
-        );
-        let all = [said("n1", 3), said("n0", 1), said("n2", 0)];
-        assert_eq!((counted(&all), silent(&all, &brokers)), (4, vec![]));
-    }
 }

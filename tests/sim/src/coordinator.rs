@@ -1,5 +1,4 @@
-//! The coordinator's process: the real core, a shell that carries its effects out, and its sudden
-//! end.
+//! The coordinator's process: the real core, a shell for its effects, and its sudden end.
 
 use std::collections::VecDeque;
 

@@ -12,31 +12,27 @@ mod place;
 mod recompute;
 pub(super) mod record;
 mod sources;
+mod tail;
 mod witness;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use diloco_audit::files::kept;
 use diloco_audit::{
-    Auditor, Checked, FaultyWorker, LedgerKeys, Replay, StreamSequence, Summary, TimelineRow,
-    Verdict,
+    Auditor, Checked, FaultyWorker, Replay, StreamSequence, Summary, TimelineRow, Verdict,
 };
-use runtime::{Failure, shutdown};
+use runtime::Failure;
 use schemas::permission::Role;
 use schemas::view::RunView;
 use schemas::{Code, PublicKey, RunId};
 use serde::Serialize;
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{self, Audit};
 use crate::context::Context;
 use crate::output::{Record, Row};
-use crate::table::{StreamedTable, or_dash, time};
+use crate::table::{or_dash, time};
 use in_order::InOrder;
-
-/// Number of earlier events that `tail` prints first.
-const TAIL_ROWS: usize = 10;
 
 pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failure> {
     match command {
@@ -77,7 +73,7 @@ pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failur
                 run: run.as_ref(),
                 kind: kind.as_deref(),
             };
-            tail(context, wanted).await
+            tail::tail(context, wanted).await
         }
     }
 }
@@ -192,100 +188,6 @@ async fn state(
         state,
     });
     judge(&auditor, run)
-}
-
-/// Follows the events until it is interrupted; then its status is the verdict on what it read.
-/// Evidence against the ledger ends it at once. A reader that closes the pipe ends it with success.
-/// When the trust bundle names another key of the ledger, the stream is read again with that: its
-/// events would be taken for a stranger's.
-async fn tail(context: &Context, wanted: Wanted<'_>) -> Result<(), Failure> {
-    let mut table = StreamedTable::default();
-    // Made once, so that no signal is lost between two waits.
-    let mut interrupt = signal(SignalKind::interrupt()).ok();
-    let (mut seen, mut most) = (StreamSequence(0), TAIL_ROWS);
-    loop {
-        let domain = context.domain()?;
-        let keys = LedgerKeys::of(&domain.layout().trust(), domain.trust());
-        let mut replay = open(context).await?;
-        let mut rows = tokio::select! {
-            rows = earlier(context, &mut replay, wanted, (seen, most)) => rows?,
-            () = shutdown::heard(&mut interrupt) => return Err(context.interrupted("SIGINT")),
-        };
-        replay.check_end();
-        loop {
-            for row in rows.drain(..) {
-                context.printer.follow(&mut table, &row);
-            }
-            seen = replay.auditor().last();
-            if keys.are_others() {
-                most = usize::MAX;
-                break;
-            }
-            if replay.auditor().evidence().is_some() {
-                return judge(replay.auditor(), wanted.run);
-            }
-            let more = tokio::select! {
-                biased;
-                () = shutdown::heard(&mut interrupt) => {
-                    return end_of_tail(context, replay, wanted, table).await;
-                }
-                more = replay.follow() => more,
-            };
-            let more = more.into_iter().map(|checked| checked.row);
-            rows.extend(more.filter(|row| wanted.has(row)));
-        }
-    }
-}
-
-/// Reads what the stream has by now, and judges all that was read.
-async fn end_of_tail(
-    context: &Context,
-    mut replay: Replay,
-    wanted: Wanted<'_>,
-    mut table: StreamedTable,
-) -> Result<(), Failure> {
-    let mut show = |checked: Checked| {
-        if wanted.has(&checked.row) {
-            context.printer.follow(&mut table, &checked.row);
-        }
-    };
-    replay.end(context.timeout, &mut show).await?;
-    judge_read(replay.auditor(), wanted.run)
-}
-
-/// The verdict on the events that were read, if there were any.
-fn judge_read(auditor: &Auditor, run: Option<&RunId>) -> Result<(), Failure> {
-    if auditor.last() == StreamSequence(0) {
-        return Err(Failure::new(Code::NoVerdict, "there was no event to read"));
-    }
-    judge(auditor, run)
-}
-
-/// Reads the stream to its end, and returns the last wanted rows behind a position, at most so
-/// many.
-async fn earlier(
-    context: &Context,
-    replay: &mut Replay,
-    wanted: Wanted<'_>,
-    (behind, most): (StreamSequence, usize),
-) -> Result<VecDeque<TimelineRow>, Failure> {
-    let mut rows = VecDeque::new();
-    let end = replay.span().last;
-    if end == StreamSequence(0) {
-        return Ok(rows);
-    }
-    let mut keep = |checked: Checked| {
-        if wanted.has(&checked.row) && checked.row.stream_sequence > behind {
-            rows.push_back(checked.row);
-        }
-        if rows.len() > most {
-            rows.pop_front();
-        }
-    };
-    let caught_up = replay.catch_up(end, context.timeout, &mut keep).await;
-    say_if_slow(context, replay);
-    caught_up?;
-    Ok(rows)
 }
 
 /// Refuses a verdict about a ledger that goes on with a key which the trust bundle does not have.
@@ -575,18 +477,6 @@ impl Record for Moment {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_read_is_no_verdict() {
-        let auditor = Auditor::new("demo", []);
-        let failure = judge_read(&auditor, None).expect_err("there is no event");
-        assert_eq!(failure.code(), Code::NoVerdict);
-        assert_eq!(
-            judge(&auditor, None).err(),
-            None,
-            "nothing speaks against it"
-        );
-    }
 
     #[test]
     fn chains_without_a_gap_are_not_called_whole_beside_evidence() {

@@ -1,7 +1,7 @@
 //! Tests of the lines for people.
 
-use schemas::member::Layer;
-use schemas::security::{Refuser, Seen};
+use schemas::member::{Layer, OpenLayer, Posture};
+use schemas::security::{Refuser, SecurityEvent, Seen};
 use schemas::sync::SealedInput;
 use schemas::{Code, Digest, Epoch, Fragment, Round, UnitIndex};
 use serde_bytes::ByteArray;
