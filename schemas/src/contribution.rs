@@ -150,7 +150,7 @@ pub enum Fate {
 #[derive(Clone, Debug)]
 pub struct Submission {
     /// The statement, decoded.
-    pub statement: Statement,
+    pub statement: Box<Statement>,
     /// The statement's bytes in the form in which they were signed.
     pub bytes: Vec<u8>,
     /// The signature.
@@ -165,7 +165,7 @@ impl TryFrom<SubmitRequest> for Submission {
     fn try_from(request: SubmitRequest) -> Result<Self, DecodeError> {
         let bytes = request.statement.into_vec();
         Ok(Self {
-            statement: Statement::decode(&bytes)?,
+            statement: Box::new(Statement::decode(&bytes)?),
             bytes,
             signature: request.signature.into_array(),
             provenance: request.provenance.map(ByteArray::into_array),

@@ -10,10 +10,6 @@ use schemas::{Code, DecodeError, Message, PublicKey, Refusal};
 
 /// A message that was read and may be decided on.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is handed on at once; none is kept"
-)]
 pub(crate) enum ValidMessage {
     Worker {
         peer: Peer,

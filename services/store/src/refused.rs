@@ -285,7 +285,7 @@ mod tests {
         assert_eq!((counts, list.more), (vec![1000, 1], 0));
         assert_eq!(list.process, refusals.process);
         assert_eq!(list.posture, None, "nobody has said it");
-        refusals.clone().state(Posture::default());
+        refusals.state(Posture::default());
         let list: StoreRefusals = serde_json::from_slice(&refusals.listed()).expect("it is JSON");
         assert_eq!(list.posture, Some(Posture::default()));
         let again = refusals.listed();

@@ -266,7 +266,7 @@ impl World {
                 let release = release(self.machines[worker].incarnation);
                 let sign = |document: Vec<u8>| signature(&document, &release);
                 WorkerRequest::Submit(Submission {
-                    statement,
+                    statement: Box::new(statement),
                     bytes,
                     signature: [worker as u8; 64],
                     provenance: result.provenance.map(sign),

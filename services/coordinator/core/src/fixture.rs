@@ -151,7 +151,8 @@ pub(crate) fn masked_for(result: Submission, cohort: Option<Digest>) -> Submissi
     stated(statement)
 }
 
-pub(crate) fn stated(statement: Statement) -> Submission {
+pub(crate) fn stated(statement: impl Into<Box<Statement>>) -> Submission {
+    let statement = statement.into();
     let provenance = match statement.outcome {
         Outcome::Contribution(_) => Some([8; 64]),
         Outcome::Evaluation(_) => None,

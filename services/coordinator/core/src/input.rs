@@ -43,10 +43,6 @@ pub struct Recorded {
 
 /// Something that happened.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a request, the largest, is by far the most frequent input, and inputs are few at a time"
-)]
 pub enum Input {
     /// A worker asks. The shell has verified the proof of a join.
     Request {

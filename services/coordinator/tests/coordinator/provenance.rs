@@ -34,7 +34,8 @@ async fn tl_19_a_contribution_counts_only_with_a_provenance_that_its_worker_sign
     let scene = Scene::start(1).await;
     let worker = scene.worker("worker-0").await;
     let stranger = AuditKey::generate();
-    let refused: [(&str, &dyn Fn(&mut SubmitRequest)); 3] = [
+    type Change<'a> = &'a dyn Fn(&mut SubmitRequest);
+    let refused: [(&str, Change<'_>); 3] = [
         ("none", &|request| request.provenance = None),
         ("a stranger's", &|request| {
             let signature = stranger.sign_provenance(b"{}");

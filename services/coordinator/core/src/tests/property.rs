@@ -342,6 +342,7 @@ proptest! {
         world.answer_pending();
         play(&mut world, Step::Unfreeze);
         play(&mut world, Step::Quarantine(1, false));
+        play(&mut world, Step::Revoke(1, false));
         world.join(1);
         for _ in 0..200 {
             if world.run().is_complete() {

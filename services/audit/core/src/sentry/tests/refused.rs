@@ -221,7 +221,7 @@ fn la_01_a_services_posture_is_an_event_at_first_and_when_it_is_another() {
     let closed = Posture::default();
     assert_eq!(
         told(NOW, &closed),
-        [closed.clone()],
+        std::slice::from_ref(&closed),
         "that nothing is open is said too"
     );
     assert_eq!(told(NOW, &closed), [], "it is said again and again");
