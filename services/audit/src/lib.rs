@@ -19,10 +19,11 @@
 //! | `hearing` | the reports of broker and services, heard for as long as the service runs |
 //! | `tail` | the broker's log, read as it grows |
 //! | `service` | the loop of the program |
+//! | `ledger_keys` | the keys that may sign the ledger, and where they have ended |
 //! | `replay` | a whole replay, and following on |
 //! | `provenance` | manifests, statements and signatures of an object's ancestry |
 //! | `recomputation` | merges made again from objects, and compared with the ledger |
-//! | `config` | the program's configuration |
+//! | `program`, `config` | the command line and the configuration |
 
 pub mod config;
 pub mod copying;

@@ -18,6 +18,10 @@
 //! | `leading` | this process still leads |
 //! | `check` | a new run's objects |
 //! | `checkpoint` | the ledger's state as an object: written now and then, read at a start |
+//! | `sweep` | the deletion of uploads that nothing uses any more |
+//! | `signer` | the key that signs leases and commands |
+//! | `telemetry`, `workers` | traces and metrics, of this process and of workers |
+//! | `program`, `config` | the command line and the configuration |
 //! | `collection` | old objects: what the ledger names and nothing needs, and its deletion |
 //! | `foundry` | a run's weights and the bytes of its results: check, merge, save, restore |
 

@@ -10,6 +10,7 @@
 //! | `state` | the state, and the questions that it answers by itself |
 //! | `apply` | the effect of each event on the state, and refusals of events that cannot follow |
 //! | `members`, `leases`, `rounds` | the same by topic |
+//! | `groups` | groups of workers, and which of them may be given units |
 //! | `draw` | the data that a unit reads |
 //! | `provenance` | what a contribution was made from |
 //! | `holds` | what operators keep a run from doing |

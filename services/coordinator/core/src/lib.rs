@@ -15,6 +15,8 @@
 //! | `control`, `operator`, `order` | operators' changes, uploads and limits |
 //! | `promotion` | pointers to full snapshots |
 //! | `quarantine` | the workers that operators shut out of a run |
+//! | `revocation` | keys that operators revoked |
+//! | `ending` | the end of leases by an operator's order |
 //! | `restore` | the way of a run back to a full snapshot |
 //! | `collection` | the deletion of the objects of a run's old rounds |
 //! | `tenant`, `quota` | tenants, and how much each may have |

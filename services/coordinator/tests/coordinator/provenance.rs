@@ -2,11 +2,12 @@
 //! was made from.
 
 use identity::AuditKey;
-use runtime::BusError;
+use runtime::{BusError, StreamReader};
 use schemas::contribution::{Fate, SubmitReply, SubmitRequest};
-use schemas::event::LedgerEvent;
-use schemas::subject::Verb;
-use schemas::{Code, ObjectRef};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
+use schemas::permission::Role;
+use schemas::subject::{LEDGER_STREAM, Verb};
+use schemas::{Code, Message as _, ObjectRef};
 use serde_bytes::ByteArray;
 
 use crate::scene::{Scene, Worker};
@@ -58,12 +59,22 @@ async fn tl_19_a_contribution_counts_only_with_a_provenance_that_its_worker_sign
         assert_eq!(hand_in(&worker, &keep).await, Ok(Fate::Merged));
     }
     // The ledger has the signatures of those that count, and no others count.
-    let recorded = scene.cluster.evidence().await.ledger().await;
-    let recorded = recorded.iter().filter_map(|event| match event {
-        LedgerEvent::ContributionAccepted { provenance, .. } => {
-            Some(provenance.as_deref().copied())
+    assert_eq!(recorded(&scene).await, signed.into_inner());
+}
+
+/// The signatures of the accepted contributions, in the order of the ledger.
+async fn recorded(scene: &Scene) -> Vec<Option<[u8; 64]>> {
+    let role = Role::LedgerWriter;
+    let bus = scene.cluster.connect(role, role.name()).await;
+    let stream = StreamReader::new(bus, LEDGER_STREAM);
+    let (mut next, mut all) = (1, Vec::new());
+    while let Some(message) = stream.next(next).await.expect("the broker answers") {
+        next = message.sequence + 1;
+        let signed = SignedEvent::decode(&message.payload).expect("an event");
+        let body = EventBody::decode(&signed.body).expect("an event");
+        if let Event::Ledger(LedgerEvent::ContributionAccepted { provenance, .. }) = body.event {
+            all.push(provenance.as_deref().copied());
         }
-        _ => None,
-    });
-    assert_eq!(recorded.collect::<Vec<_>>(), signed.into_inner());
+    }
+    all
 }

@@ -1,6 +1,9 @@
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use identity::Domain;
 use identity::domain::InitOptions;
 use rustls::ServerConfig;
+use schemas::UnixMillis;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -23,6 +26,13 @@ enum Conduct {
     Breaks,
 }
 
+/// The machine's time, with which certificates are compared. Another test moves the process's.
+fn now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = since.expect("the clock is past 1970");
+    UnixMillis(since.as_millis().try_into().expect("it is not that late"))
+}
+
 struct Scene {
     domain: Domain,
     _scratch: tempfile::TempDir,
@@ -36,7 +46,7 @@ impl Scene {
             ..InitOptions::default()
         };
         let folder = scratch.path().join("domain");
-        let domain = Domain::init(&folder, &options, clock::now()).expect("an empty folder");
+        let domain = Domain::init(&folder, &options, now()).expect("an empty folder");
         Self {
             domain,
             _scratch: scratch,
@@ -103,9 +113,9 @@ async fn tl_28_fg_08_a_server_that_takes_a_certificate_or_refuses_it_says_so() {
     let limits = Limits::default();
     // The one from before knows the present authority alone.
     let before = [scene.config(), scene.config()];
-    let known = scene.domain.prepare_authorities(clock::now());
+    let known = scene.domain.prepare_authorities(now());
     known.expect("the vault is here");
-    let trial = scene.domain.write_trial(clock::now());
+    let trial = scene.domain.write_trial(now());
     let trial = trial.expect("the keys are here").expect("one is next");
     for (scheme, before) in ["tls", "https"].into_iter().zip(before) {
         let (address, mut asked) = serve(scene.config(), scheme, Conduct::Answers).await;
@@ -131,9 +141,9 @@ async fn tl_28_fg_08_a_server_that_takes_a_certificate_or_refuses_it_says_so() {
 #[tokio::test]
 async fn tl_28_fg_08_silence_and_an_end_without_a_word_take_no_certificate() {
     let scene = Scene::new();
-    let known = scene.domain.prepare_authorities(clock::now());
+    let known = scene.domain.prepare_authorities(now());
     known.expect("the vault is here");
-    let trial = scene.domain.write_trial(clock::now());
+    let trial = scene.domain.write_trial(now());
     let trial = trial.expect("the keys are here").expect("one is next");
     let long = Limits::default();
     let brief = Limits {

@@ -62,7 +62,7 @@ async fn followed_to_the_end(cluster: &Cluster) {
         .unwrap();
     let mut rows = BufReader::new(tail.stdout.take().unwrap()).lines();
     let titles = rows.next_line().await.unwrap().unwrap();
-    assert!(titles.contains("KIND"), "{titles}");
+    assert!(titles.contains("VERDICT"), "{titles}");
     rows.next_line().await.unwrap().unwrap();
     let id = tail.id().unwrap().to_string();
     let sent = std::process::Command::new("kill")
