@@ -82,8 +82,6 @@ async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
     cluster.diloctl_ok(&up).await;
     cluster.diloctl_ok(&["run", "ls"]).await;
 
-    disk.fill();
-    // A request that makes the coordinator append; there is no answer, or a refusal.
     let text = cluster.path("text.txt");
     let words =
         (0_u32..30_000).map(|n| format!("{} and {}\n", n.wrapping_mul(7919) % 10_007, n % 613));
@@ -99,6 +97,9 @@ async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
         "128KiB",
     ];
     cluster.diloctl_ok(&data).await;
+
+    disk.fill();
+    // A request that makes the coordinator append; there is no answer, or a refusal.
     let new = [
         "--timeout",
         "12s",
