@@ -16,6 +16,19 @@ fn pointer() -> PointerName {
     "latest-good".parse().expect("a name")
 }
 
+fn snapshot() -> SnapshotView {
+    SnapshotView {
+        given_up: None,
+        round: Round(4),
+        manifest: object(),
+        saved_at: UnixMillis(1_700_000_000_000),
+        statement: Some(object()),
+        undone: false,
+        pointers: Vec::new(),
+        quarantined: None,
+    }
+}
+
 pub(super) fn all() -> Vec<Example> {
     vec![
         example(&PromoteRequest {
@@ -65,14 +78,8 @@ pub(super) fn all() -> Vec<Example> {
         Example {
             name: "view of a promoted snapshot",
             ..example(&ViewReply::of(View::Snapshots(vec![SnapshotView {
-                given_up: None,
-                round: Round(4),
-                manifest: object(),
-                saved_at: UnixMillis(1_700_000_000_000),
-                statement: Some(object()),
-                undone: false,
                 pointers: vec![pointer()],
-                quarantined: None,
+                ..snapshot()
             }])))
         },
         Example {
@@ -92,14 +99,8 @@ pub(super) fn all() -> Vec<Example> {
         Example {
             name: "view of a snapshot with contributions of workers in quarantine",
             ..example(&ViewReply::of(View::Snapshots(vec![SnapshotView {
-                given_up: None,
-                round: Round(4),
-                manifest: object(),
-                saved_at: UnixMillis(1_700_000_000_000),
-                statement: Some(object()),
-                undone: false,
-                pointers: Vec::new(),
                 quarantined: NonZeroU32::new(2),
+                ..snapshot()
             }])))
         },
         Example {

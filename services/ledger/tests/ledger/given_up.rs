@@ -8,21 +8,11 @@ use schemas::collection::COLLECTIONS_MAX;
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::hold::Hold;
 use schemas::run::RunSpec;
-use schemas::{Bytes, ChainSequence, Digest, ObjectRef, Round, RunId, V};
+use schemas::{Bytes, ChainSequence, Digest, Round, RunId, V};
 
-use crate::kit::{Book, TIME, closed, created, joined, opened, run_id, sealed, spec, worker};
-
-fn manifest(version: u64) -> ObjectRef {
-    object(&format!("snapshot {version}"))
-}
-
-fn saved(version: u64) -> LedgerEvent {
-    LedgerEvent::SnapshotSaved {
-        round: Round(version),
-        manifest: manifest(version),
-        statement: Some(object(&format!("statement {version}"))),
-    }
-}
+use crate::kit::{
+    Book, TIME, closed, created, joined, manifest, opened, run_id, sealed, spec, stated, worker,
+};
 
 fn given_up(through: u64, snapshots: u32) -> LedgerEvent {
     LedgerEvent::ObjectsGivenUp {
@@ -64,7 +54,7 @@ fn with_snapshots(count: u64) -> Book {
     let mut book = Book::of(spec);
     for version in 1..=count {
         book.round(version - 1);
-        book.note(&saved(version));
+        book.note(&stated(version));
     }
     book
 }
@@ -465,7 +455,7 @@ fn a_snapshot_that_was_given_up_is_none_without_a_worker() {
     book.contribute(2, 0, 1);
     book.note(&sealed(2, &[(0, 1, 32)], 0));
     book.note(&closed(2, 3));
-    book.note(&saved(3));
+    book.note(&stated(3));
     let clean = |book: &Book| {
         let found = book.run().last_snapshot_without([worker(1)].iter());
         found.map(|snapshot| snapshot.round)

@@ -7,7 +7,9 @@ use schemas::hold::Hold;
 use schemas::lease::LeaseRef;
 use schemas::run::{OuterOptimizer, RunSpec};
 use schemas::sync::SealedInput;
-use schemas::{Code, Digest, Epoch, Fragment, Round, RunId, Tokens, UnitIndex, UnixMillis, Weight};
+use schemas::{
+    Code, Digest, Epoch, Fragment, ObjectRef, Round, RunId, Tokens, UnitIndex, UnixMillis, Weight,
+};
 use serde_bytes::ByteArray;
 
 pub(crate) use kit::{run_id, worker};
@@ -93,6 +95,20 @@ pub(crate) fn saved(version: u64) -> LedgerEvent {
         round: Round(version),
         manifest: object("snapshot"),
         statement: None,
+    }
+}
+
+/// The manifest of the full snapshot of a version.
+pub(crate) fn manifest(version: u64) -> ObjectRef {
+    object(&format!("snapshot {version}"))
+}
+
+/// A full snapshot with a statement of its provenance.
+pub(crate) fn stated(version: u64) -> LedgerEvent {
+    LedgerEvent::SnapshotSaved {
+        round: Round(version),
+        manifest: manifest(version),
+        statement: Some(object(&format!("statement {version}"))),
     }
 }
 

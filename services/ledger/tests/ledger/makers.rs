@@ -5,26 +5,16 @@ use kit::{BF16, object};
 use ledger::{Run, SnapshotRecord};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::promotion::PointerName;
-use schemas::{ObjectRef, Round, WorkerId};
+use schemas::{Round, WorkerId};
 
-use crate::kit::{Book, closed, hold, joined, left, opened, sealed, spec, worker};
+use crate::kit::{
+    Book, closed, hold, joined, left, manifest, opened, sealed, spec, stated, worker,
+};
 
 /// Workers of a history, by their first keys.
 const WORKERS: u32 = 6;
 /// The second key of worker 0.
 const RENAMED: u32 = 20;
-
-fn manifest(version: u64) -> ObjectRef {
-    object(&format!("snapshot {version}"))
-}
-
-fn saved(version: u64) -> LedgerEvent {
-    LedgerEvent::SnapshotSaved {
-        round: Round(version),
-        manifest: manifest(version),
-        statement: Some(object(&format!("statement {version}"))),
-    }
-}
 
 /// A round of one unit, whose weights are saved.
 fn round(book: &mut Book, number: u32) {
@@ -33,7 +23,7 @@ fn round(book: &mut Book, number: u32) {
     book.contribute(round, 0, number);
     book.note(&sealed(round, &[(0, 1, 32)], 0));
     book.note(&closed(round, round + 1));
-    book.note(&saved(round + 1));
+    book.note(&stated(round + 1));
 }
 
 /// Leads the run back to the snapshot that was first saved as that of this round.
@@ -152,7 +142,7 @@ fn tl_19_tl_31_a_quarantine_is_about_contributions_of_before_too() {
         book.note(&opened(round));
         book.contribute(round, 0, number);
         book.note(&closed(round, round + 1));
-        book.note(&saved(round + 1));
+        book.note(&stated(round + 1));
     }
     assert!(!book.run().seals, "an earlier build named no sets");
     let release: PointerName = "release".parse().expect("a name");

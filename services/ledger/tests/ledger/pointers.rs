@@ -6,11 +6,7 @@ use schemas::hold::Hold;
 use schemas::promotion::{POINTERS_MAX, PointerName};
 use schemas::{Digest, ObjectRef, Round};
 
-use crate::kit::{Book, TIME, evaluating, run_id, worker};
-
-fn manifest(version: u64) -> ObjectRef {
-    kit::object(&format!("snapshot {version}"))
-}
+use crate::kit::{Book, TIME, evaluating, manifest, run_id, worker};
 
 fn saved(version: u64, statement: Option<ObjectRef>) -> LedgerEvent {
     LedgerEvent::SnapshotSaved {

@@ -6,16 +6,12 @@ use ledger::{RestoreRecord, State};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::restore::RESTORES_MAX;
 use schemas::run::{Comparison, RunSpec};
-use schemas::{ObjectRef, Round, Tokens};
+use schemas::{Round, Tokens};
 
 use crate::kit::{
     Book, TIME, accepted, closed, evaluated, evaluation, granted, hold, joined, lease, left,
-    opened, run_id, sealed, spec, worker,
+    manifest, opened, run_id, sealed, spec, worker,
 };
-
-fn manifest(version: u64) -> ObjectRef {
-    object(&format!("snapshot {version}"))
-}
 
 fn saved(version: u64) -> LedgerEvent {
     LedgerEvent::SnapshotSaved {

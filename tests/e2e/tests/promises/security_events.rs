@@ -57,15 +57,7 @@ async fn refused(cluster: &Cluster, signer: &SigningKey, expires: UnixMillis) ->
     let claims = UserClaims::of_role(account, vec![format!("run:{}", cluster.run())]);
     let token = mint(&subject, claims, signer, clock::now()).unwrap();
     let public = key.public().clone();
-    let sign = move |nonce: Vec<u8>| {
-        let signed = key.sign_nonce(&nonce).map(|signature| signature.to_vec());
-        async move { signed.map_err(async_nats::AuthError::new) }
-    };
-    let connected = async_nats::ConnectOptions::with_jwt(token.to_string(), sign)
-        .require_tls(true)
-        .add_root_certificates(cluster.domain().layout().ca())
-        .connect(cluster.bus_url())
-        .await;
+    let connected = cluster.connect_by_hand(&token, key).await;
     assert!(connected.is_err(), "the broker takes it");
     public
 }

@@ -71,16 +71,7 @@ async fn holder(cluster: &Cluster) -> Client {
         ..UserClaims::of_role(cluster.domain().account(account).unwrap(), Vec::new())
     };
     let token = mint(&subject, claims, &signer, now).unwrap();
-    let sign = move |nonce: Vec<u8>| {
-        let signed = key.sign_nonce(&nonce).map(|signature| signature.to_vec());
-        async move { signed.map_err(async_nats::AuthError::new) }
-    };
-    let connected = async_nats::ConnectOptions::with_jwt(token.to_string(), sign)
-        .require_tls(true)
-        .add_root_certificates(cluster.domain().layout().ca())
-        .connect(cluster.bus_url())
-        .await;
-    connected.unwrap()
+    cluster.connect_by_hand(&token, key).await.unwrap()
 }
 
 /// Deletes the stream and makes one of its name with these messages.

@@ -1,6 +1,6 @@
 //! Credentials of a cluster's processes.
 
-use identity::Issued;
+use identity::{ConnectionKey, Issued};
 use runtime::clock;
 use schemas::permission::Role;
 use schemas::{Millis, RunId};
@@ -40,6 +40,26 @@ impl Cluster {
     ) -> Issued {
         let issued = self.domain.issue(role, name, run, lifetime, clock::now());
         issued.unwrap_or_else(|error| panic!("credentials of {} {name}: {error}", role.name()))
+    }
+
+    /// Connects with a token that a test made, and its key. The broker may refuse it.
+    ///
+    /// # Errors
+    /// The broker does not take it.
+    pub async fn connect_by_hand(
+        &self,
+        token: &str,
+        key: ConnectionKey,
+    ) -> Result<async_nats::Client, async_nats::ConnectError> {
+        let sign = move |nonce: Vec<u8>| {
+            let signed = key.sign_nonce(&nonce).map(|signature| signature.to_vec());
+            async move { signed.map_err(async_nats::AuthError::new) }
+        };
+        async_nats::ConnectOptions::with_jwt(token.to_owned(), sign)
+            .require_tls(true)
+            .add_root_certificates(self.domain.layout().ca())
+            .connect(self.bus_url())
+            .await
     }
 
     /// Starts a worker of another run than the cluster's.

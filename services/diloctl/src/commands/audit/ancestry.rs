@@ -91,16 +91,25 @@ impl Signed {
     }
 }
 
+/// The snapshot, contribution or data set with this digest.
+///
+/// # Errors
+/// There is none, or there are several.
+pub(super) fn subject<'a>(
+    ancestry: &'a Ancestry,
+    wanted: &DigestPrefix,
+) -> Result<(&'a RunId, &'a History, Subject<'a>), Failure> {
+    let none = "no snapshot, no contribution and no data set is";
+    let digest = lineage::only(wanted, ancestry.found(), none)?;
+    let found = ancestry.find();
+    found.ok_or_else(|| Failure::new(Code::DigestUnknown, format!("{none} {digest}")))
+}
+
 /// Shows what an object was made from.
 pub(crate) async fn show(context: &Context, command: &ShowLineage) -> Result<(), Failure> {
     let wanted = &command.digest;
     let ancestry = collect(context, wanted.clone(), &command.from).await?;
-    let none = "no snapshot, no contribution and no data set is";
-    let digest = lineage::only(wanted, ancestry.found(), none)?;
-    let Some((run, history, subject)) = ancestry.find() else {
-        let detail = format!("{none} {digest}");
-        return Err(Failure::new(Code::DigestUnknown, detail));
-    };
+    let (run, history, subject) = subject(&ancestry, wanted)?;
     let source = Source::open(context, &command.from.objects).await?;
     let trust = context.domain()?.trust().clone();
     let verifier = Verifier {

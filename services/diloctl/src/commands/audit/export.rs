@@ -5,7 +5,7 @@ use diloco_audit::provenance::Verifier;
 use runtime::Failure;
 use schemas::{Code, Refusal};
 
-use super::lineage;
+use super::ancestry;
 use super::sources::Source;
 use crate::cli::ShowLineage;
 use crate::context::Context;
@@ -14,15 +14,8 @@ use crate::context::Context;
 /// verified.
 pub(crate) async fn run(context: &Context, command: &ShowLineage) -> Result<(), Failure> {
     let wanted = &command.digest;
-    let ancestry = super::ancestry::collect(context, wanted.clone(), &command.from).await?;
-    let none = "no snapshot, no contribution and no data set is";
-    let digest = lineage::only(wanted, ancestry.found(), none)?;
-    let Some((run, history, subject)) = ancestry.find() else {
-        return Err(Failure::new(
-            Code::DigestUnknown,
-            format!("{none} {digest}"),
-        ));
-    };
+    let found = ancestry::collect(context, wanted.clone(), &command.from).await?;
+    let (run, history, subject) = ancestry::subject(&found, wanted)?;
     let source = Source::open(context, &command.from.objects).await?;
     let trust = context.domain()?.trust().clone();
     let verifier = Verifier {
